@@ -1,0 +1,1 @@
+"""Storage backends: one module a kind of store, all of the contract in ``engine/contract.py``; workers run them."""

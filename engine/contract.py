@@ -1,0 +1,153 @@
+"""What a storage backend is: the one interface between the engine and every store.
+
+Owns the records and protocols; holds no behaviour beyond small pure helpers. Backends (``engine/backends/``) implement
+``Backend``; retry and trace wrap it; workers run it, and the parent reaches the ``Control`` half of it through them.
+
+The contract, in prose:
+
+* Synchronous and thread-safe: several lanes of one process share an instance. Concurrency is processes and lanes.
+* Opened in each process from a picklable ``Location``; nothing is contacted before the first call.
+* A key is relative, ``/``-separated, without empty, ``.`` or ``..`` components (``check_key``).
+* No reference to a buffer is kept after a method returns.
+* Only errors of ``engine.errors`` leave a method; ``StorageError.transient`` says truthfully whether a retry may help.
+* A key is whole or absent: listings and reads never show an object before its ``put`` or ``complete`` returned, and a
+  failed write leaves what was stored under the key before.
+* When ``put`` or ``complete`` returns, the bytes are durable: fsynced (the file and each new folder) or acknowledged.
+* Storing the same part again with the same bytes, and completing or aborting again, are harmless: work is resent when a
+  worker dies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from .errors import ConfigError
+
+Option = str | int | bool | None
+Segments = Sequence[memoryview]
+"""Bytes of one part in order: contiguous ``B`` views, which together are the part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a store is, as any process can open it.
+
+    ``scheme`` is ``file``, ``direct``, ``s3``, ``az`` or ``memory``; ``root`` is a folder, ``bucket/prefix`` or
+    ``account/container/prefix``; ``options`` are sorted name-value pairs of the scheme. Secrets never stand here.
+    """
+
+    scheme: str
+    root: str
+    options: tuple[tuple[str, Option], ...] = ()
+
+    @property
+    def uri(self) -> str:
+        return f"{self.scheme}://{self.root}"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a store takes, in bytes; the planner obeys it.
+
+    ``part_min`` bounds every part but the last from below, ``part_max`` and ``put_max`` from above; every part but the
+    last ends at a multiple of ``alignment``.
+    """
+
+    part_min: int
+    part_max: int
+    parts_max: int
+    put_max: int
+    alignment: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """A stored object: ``size`` in bytes, ``modified`` in seconds since the epoch, ``etag`` opaque."""
+
+    key: str
+    size: int
+    etag: str
+    modified: float
+
+
+@dataclass(frozen=True, slots=True)
+class UploadInfo:
+    """An upload that was begun and neither completed nor aborted; ``started`` in seconds since the epoch."""
+
+    key: str
+    upload: str
+    started: float
+
+
+@dataclass(frozen=True, slots=True)
+class PartReceipt:
+    """Proof of one stored part: its ``number`` (from 1), ``offset`` and ``size`` in the object, and the store's tag."""
+
+    number: int
+    offset: int
+    size: int
+    tag: str = ""
+
+
+class Control(Protocol):
+    """The small operations: what a commit, a listing or a delete needs."""
+
+    def put(
+        self, key: str, data: Segments, *, if_absent: bool = False, if_match: str | None = None
+    ) -> ObjectInfo:
+        """Store a whole object; replace it only if the conditions allow.
+
+        ``if_absent``: raise ``PreconditionError`` if the key exists. ``if_match``: raise it unless the key's etag is this
+        one.
+        """
+
+    def read(self, key: str, *, limit: int) -> tuple[bytes, ObjectInfo]:
+        """A whole small object and its info (of the same version); ``StorageError`` if larger than ``limit`` bytes."""
+
+    def head(self, key: str) -> ObjectInfo:
+        """Size and etag; ``NotFoundError`` if absent."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Objects whose key begins with ``prefix``, in key order; nothing half-written. An absent prefix is empty."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; absent is fine."""
+
+    def uploads(self, prefix: str = "") -> Iterator[UploadInfo]:
+        """Open uploads below ``prefix``, so that orphans of a killed process can be found."""
+
+    def abort(self, key: str, upload: str) -> None:
+        """Drop an open upload and its parts; unknown or finished is fine."""
+
+
+class Backend(Control, Protocol):
+    """A store: the small operations and the big bytes."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+    def begin(self, key: str, *, size: int | None = None) -> str:
+        """Open an upload for ``key``; ``size`` is its final size where known. Returns the upload's name."""
+
+    def put_part(self, key: str, upload: str, number: int, offset: int, data: Segments) -> PartReceipt:
+        """Store part ``number`` (from 1), the object's bytes from ``offset``; any order, any process."""
+
+    def complete(self, key: str, upload: str, parts: Sequence[PartReceipt]) -> ObjectInfo:
+        """Publish the object made of ``parts`` (by number, gapless); ``CorruptError`` if sizes disagree."""
+
+    def get_range(self, key: str, offset: int, into: memoryview) -> None:
+        """Fill ``into`` with the object's bytes from ``offset``; ``CorruptError`` if the object ends before."""
+
+    def close(self) -> None:
+        """Release sockets and files; the instance is not used afterwards."""
+
+
+def check_key(key: str) -> str:
+    """Return ``key``; ``ConfigError`` if it could leave its root or is no key at all."""
+    if not key or key.startswith("/") or "\\" in key or "\0" in key:
+        raise ConfigError(f"{key!r} is not a key: it must be relative, without backslash or NUL")
+    if any(part in ("", ".", "..") for part in key.split("/")):
+        raise ConfigError(f"{key!r} is not a key: it has an empty, '.' or '..' component")
+    return key
