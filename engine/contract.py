@@ -94,13 +94,11 @@ class PartReceipt:
 class Control(Protocol):
     """The small operations: what a commit, a listing or a delete needs."""
 
-    def put(
-        self, key: str, data: Segments, *, if_absent: bool = False, if_match: str | None = None
-    ) -> ObjectInfo:
+    def put(self, key: str, data: Segments, *, if_absent: bool = False, if_match: str | None = None) -> ObjectInfo:
         """Store a whole object; replace it only if the conditions allow.
 
-        ``if_absent``: raise ``PreconditionError`` if the key exists. ``if_match``: raise it unless the key's etag is this
-        one.
+        ``if_absent``: raise ``PreconditionError`` if the key exists. ``if_match``: raise it unless the key's etag is
+        this one.
         """
 
     def read(self, key: str, *, limit: int) -> tuple[bytes, ObjectInfo]:

@@ -1,7 +1,7 @@
 """Checkpoints of training runs, saved and loaded by worker processes beside the training process.
 
-Owns the public names and where each one lives; loads nothing until a name is used (PEP 562), because every worker process
-imports this module on its way to ``s3dlio.engine``.
+Owns the public names and where each one lives; loads nothing until a name is used (PEP 562), because every worker
+process imports this module on its way to ``s3dlio.engine``.
 """
 
 from __future__ import annotations
