@@ -1,0 +1,239 @@
+"""The arena: slots of shared memory in one memfd, lent out by lease.
+
+Owns the memfd, its mapping in this process and the free list; never looks at what is in a slot. Stagers lease slots
+and jobs give them back; workers map the same memfd by its descriptor. The memfd is sparse: a slot costs nothing until
+it is first lent, and the lowest free slot is lent first, so untouched memory stays untouched. Nothing has a name, so
+nothing is left behind by a SIGKILL.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import heapq
+import mmap
+import os
+import resource
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+
+from .errors import DeadlineError, MemoryLimitError
+from .memory import headroom
+
+_MADV_POPULATE_WRITE = 23  # Linux 5.14; older kernels answer EINVAL and the first copy faults the pages in
+# Kept free beyond what a slot takes, so that the process itself can go on living when a group is almost full.
+_MARGIN = 64 << 20
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+# Mappings inherited through fork are holes in the child (MADV_DONTFORK). Were they unmapped there by the garbage
+# collector, whatever the child has mapped at the same address since would go with them, so they are never let go.
+_graveyard: list[object] = []
+_open_memories: weakref.WeakSet[SharedMemory] = weakref.WeakSet()
+
+
+def memory_address(view: mmap.mmap) -> int:
+    """Address of a writable mapping."""
+    anchor = ctypes.c_char.from_buffer(view)
+    return ctypes.addressof(anchor)
+
+
+class SharedMemory:
+    """An anonymous memory of ``size`` bytes that other processes can map by ``fd``."""
+
+    def __init__(self, name: str, size: int) -> None:
+        if not hasattr(os, "memfd_create"):
+            raise MemoryLimitError("this platform has no memfd_create; s3dlio needs Linux")
+        self.size = size
+        try:
+            self.fd = os.memfd_create(name, os.MFD_CLOEXEC)
+        except OSError as error:
+            raise MemoryLimitError(f"cannot make a shared memory: {error}; raise the limit of open files") from error
+        try:
+            os.ftruncate(self.fd, size)
+        except OSError as error:
+            os.close(self.fd)
+            raise MemoryLimitError(f"cannot make a shared memory of {size} bytes: {error}") from error
+        _open_memories.add(self)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Arena:
+    """``slots`` slots of ``slot_size`` bytes within ``memory`` bytes.
+
+    Raises ``MemoryLimitError`` if not one slot fits. ``room`` tells the bytes that may still be taken (injected by
+    tests).
+    """
+
+    def __init__(self, memory: int, slot_size: int, *, room: Callable[[], int] = headroom) -> None:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]  # bounds memfds too
+        if limit != resource.RLIM_INFINITY:
+            memory = min(memory, limit)
+        self.slot_size = slot_size
+        self.slots = memory // slot_size
+        if self.slots < 1:
+            raise MemoryLimitError(
+                f"the memory number ({memory} bytes) cannot hold one chunk of {slot_size} bytes: "
+                "raise memory= (or the file-size limit), or lower chunk_size="
+            )
+        self._room = room
+        self._memory = SharedMemory("s3dlio-arena", self.slots * slot_size)
+        self._map = self._open_map()
+        self._address = memory_address(self._map)
+        self._free = list(range(self.slots))
+        self._grown = [False] * self.slots
+        self._lent: set[int] = set()
+        self._exhausted = False
+        self._changed = threading.Condition()
+
+    def _open_map(self) -> mmap.mmap:
+        try:
+            view = mmap.mmap(self._memory.fd, self._memory.size)
+        except OSError as error:
+            self._memory.close()
+            raise MemoryLimitError(f"cannot map an arena of {self._memory.size} bytes: {error}") from error
+        if hasattr(mmap, "MADV_DONTFORK"):
+            view.madvise(mmap.MADV_DONTFORK)
+        return view
+
+    @property
+    def fd(self) -> int:
+        return self._memory.fd
+
+    @property
+    def size(self) -> int:
+        return self._memory.size
+
+    @property
+    def free(self) -> int:
+        """Slots that nobody holds."""
+        with self._changed:
+            return self.slots - len(self._lent)
+
+    def address(self, slot: int) -> int:
+        """Address of a slot in this process."""
+        return self._address + slot * self.slot_size
+
+    def offset(self, slot: int) -> int:
+        """Offset of a slot in the memfd."""
+        return slot * self.slot_size
+
+    def lease(self, *, deadline: float | None = None, stop: Callable[[], bool] = lambda: False) -> int:
+        """Take the lowest free slot, waiting for one.
+
+        ``stop`` is asked at each change (``wake``); when true, or past ``deadline`` (monotonic seconds),
+        ``DeadlineError``. ``MemoryLimitError`` if no memory is left for even one slot.
+        """
+        while True:
+            slot = self._take(deadline, stop)
+            if self._grown[slot] or self._grow(slot):
+                return slot
+            self.release([slot])
+            self._exhausted = True  # until a slot comes back: asking the kernel again at once would spin
+
+    def _take(self, deadline: float | None, stop: Callable[[], bool]) -> int:
+        with self._changed:
+            while True:
+                if stop():
+                    raise DeadlineError("the wait for memory was stopped")
+                slot = self._candidate()
+                if slot is not None:
+                    self._lent.add(slot)
+                    return slot
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise DeadlineError(
+                        f"no slot became free in time: all {self.slots} of {self.slot_size} bytes are in use; "
+                        "storage is slower than the saves that are asked of it"
+                    )
+                self._changed.wait(left)
+
+    def _candidate(self) -> int | None:
+        """The lowest free slot; a new one only while the machine has memory for it."""
+        if not self._free:
+            return None
+        if self._grown[self._free[0]] or self._may_grow():
+            return heapq.heappop(self._free)
+        warm = [slot for slot in self._free if self._grown[slot]]
+        if warm:
+            self._free.remove(warm[0])
+            heapq.heapify(self._free)
+            return warm[0]
+        if not any(self._grown[slot] for slot in self._lent):
+            raise MemoryLimitError(
+                f"{self._room()} bytes of memory are left, too few for one chunk of {self.slot_size} bytes "
+                f"and a margin of {_MARGIN}: free memory, or lower chunk_size="
+            )
+        return None
+
+    def _may_grow(self) -> bool:
+        return not self._exhausted and self._room() >= self.slot_size + _MARGIN
+
+    def _grow(self, slot: int) -> bool:
+        """Allocate and map a new slot with the GIL released; false where the kernel has no memory for it."""
+        if _libc.madvise(self.address(slot), self.slot_size, _MADV_POPULATE_WRITE) != 0:
+            code = ctypes.get_errno()
+            if code in (errno.ENOMEM, errno.EFAULT):
+                return False
+        self._grown[slot] = True
+        return True
+
+    def grow(self, nbytes: int, populate: Callable[[Sequence[int]], None]) -> int:
+        """Make the lowest slots warm for ``nbytes``: ``populate`` allocates them (in workers), then they are mapped.
+
+        Stops where memory runs short; returns the bytes that are warm.
+        """
+        wanted = min(self.slots, -(-nbytes // self.slot_size))
+        with self._changed:
+            cold = [slot for slot in self._free if slot < wanted and not self._grown[slot]]
+            room = max(0, self._room() - _MARGIN) // self.slot_size
+            cold = sorted(cold)[:room]
+            self._free = [slot for slot in self._free if slot not in set(cold)]
+            heapq.heapify(self._free)
+            self._lent.update(cold)
+        try:
+            populate(cold)
+            for slot in cold:
+                self._grow(slot)
+        finally:
+            self.release(cold)
+        return sum(self._grown[:wanted]) * self.slot_size
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Give slots back; nobody may touch them afterwards."""
+        with self._changed:
+            for slot in slots:
+                self._lent.remove(slot)
+                heapq.heappush(self._free, slot)
+            self._exhausted = False
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Make waiting leases ask ``stop`` again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def move(self, source: int, target: int, offset: int, length: int) -> None:
+        """Copy the first ``length`` bytes of slot ``source`` to ``offset`` in slot ``target``."""
+        ctypes.memmove(self.address(target) + offset, self.address(source), length)
+
+    def close(self) -> None:
+        """Unmap and free; the caller has made sure that nobody holds a lease."""
+        self._map.close()
+        self._memory.close()
+
+    def forget(self) -> None:
+        """In a forked child: leave the (absent) mapping alone for ever."""
+        _graveyard.append(self._map)
+
+
+def forget_memories() -> None:
+    """In a forked child: close every inherited memfd, so that the parent's memory ends with the parent."""
+    for memory in list(_open_memories):
+        memory.close()

@@ -1,0 +1,300 @@
+"""The pool: one arena and one set of workers of this process, shared by all its stores.
+
+Owns the arena, the supervisor, the numbers of attached memories and the turn to stage; knows tasks but no jobs' states
+(``job`` builds saves and loads on it). A forked child forgets its parent's pools; an ending interpreter closes those
+that are open.
+
+Deadlock cannot come from a full arena: one save stages at a time (``turn``), holding what it needs for encoded bytes
+before its first raw slot, so every save before it has all its chunks and drains.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from .arena import Arena, SharedMemory, forget_memories
+from .contract import Limits, Location, ObjectInfo, Segments, UploadInfo
+from .errors import ConfigError, MemoryLimitError, PoolClosedError, S3dlioError
+from .ledger import ARENA
+from .memory import headroom
+from .messages import Call, Populate, Span, Task
+from .supervisor import Supervisor
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PoolConfig:
+    """How big a pool is.
+
+    ``memory``: bytes of the arena, the bound on staging (``None``: half of what machine and control group have left,
+    divided by ``ranks_on_host``). ``workers``: processes. ``lanes``: requests each runs at once. ``slot_size``: bytes
+    of a chunk, a multiple of 1 MiB. ``task_timeout``: seconds a task may make no progress.
+    """
+
+    memory: int | None = None
+    workers: int | None = None
+    lanes: int = 2
+    slot_size: int = 16 * MIB
+    task_timeout: float = 300.0
+    ranks_on_host: int = 1
+
+    def __post_init__(self) -> None:
+        if self.slot_size < MIB or self.slot_size % MIB:
+            raise ConfigError(f"chunk_size must be a multiple of 1 MiB, not {self.slot_size}")
+        for name in ("workers", "lanes", "memory", "ranks_on_host"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name} must be a positive number, not {value!r}")
+        if self.task_timeout <= 0:
+            raise ConfigError(f"task_timeout must be positive, not {self.task_timeout}")
+
+    def memory_bytes(self) -> int:
+        return self.memory if self.memory is not None else headroom() // 2 // self.ranks_on_host
+
+    def worker_count(self) -> int:
+        """Two keep a local disk busy; more help compression and object stores, and cost 40 MB each."""
+        if self.workers is not None:
+            return self.workers
+        return max(2, min(4, len(os.sched_getaffinity(0)) // self.ranks_on_host))
+
+
+class Pool:
+    """An arena and its workers; started by the constructor, ended by ``close``."""
+
+    def __init__(self, config: PoolConfig | None = None) -> None:
+        self.config = config or PoolConfig()
+        self.arena = Arena(self.config.memory_bytes(), self.config.slot_size)
+        self.workers = self.config.worker_count()
+        self.lanes = self.workers * self.config.lanes
+        self.turn = threading.Lock()
+        self._numbers = itertools.count(ARENA + 1)
+        self._limits: dict[Location, Limits] = {}
+        self._jobs: weakref.WeakSet[Future[object]] = weakref.WeakSet()
+        self._closed = False
+        self._users = 0
+        self._held_by_streams = 0
+        self._idle = threading.Condition()
+        try:
+            self.supervisor = Supervisor(self.workers, self.config.lanes, task_timeout=self.config.task_timeout)
+        except S3dlioError:
+            self.arena.close()
+            raise
+        arena = self.arena
+        self.supervisor.post(lambda: self.supervisor.attach(ARENA, arena.fd, arena.size))
+        self.supervisor.start()
+        _open_pools.add(self)
+
+    def __repr__(self) -> str:
+        busy = self.arena.slots - self.arena.free if not self._closed else 0
+        state = "closed" if self._closed else f"{busy} of {self.arena.slots} slots in use"
+        return (
+            f"<Pool of {self.workers} workers x {self.config.lanes} lanes, {self.arena.slot_size >> 20} MiB, {state}>"
+        )
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def warmup(self, nbytes: int | None = None) -> int:
+        """Make ``nbytes`` of the arena warm (all of it by default); the bytes that are warm now.
+
+        The workers allocate the pages in parallel, then they are mapped here. Stops, without an error, where the
+        machine or its control group has no memory left.
+        """
+        return self.arena.grow(self.arena.size if nbytes is None else nbytes, self._populate)
+
+    def _populate(self, slots: Sequence[int]) -> None:
+        tasks = [Populate(Span(ARENA, self.arena.offset(slot), self.arena.slot_size)) for slot in slots]
+        for future in [self.run(task) for task in tasks]:
+            future.result()
+
+    def run(self, task: Task) -> Future[object]:
+        """Have a worker do one task."""
+        single = _Single(self, task)
+        self.supervisor.post(single.start)
+        return single.future
+
+    def control(self, location: Location) -> PoolControl:
+        """The small operations of a store, carried out by the workers."""
+        return PoolControl(self, location)
+
+    def limits(self, location: Location) -> Limits:
+        """What the location's store takes; asked once, of a worker, so that no SDK is loaded here."""
+        if location not in self._limits:
+            limits = self.run(Call(location, "limits")).result()
+            assert isinstance(limits, Limits)
+            self._limits[location] = limits
+        return self._limits[location]
+
+    def attach(self, memory: SharedMemory) -> int:
+        """Make a memory known to the workers; its number for ``Span``."""
+        number = next(self._numbers)
+        self.supervisor.post(lambda: self.supervisor.attach(number, memory.fd, memory.size))
+        return number
+
+    def detach(self, number: int, memory: SharedMemory) -> None:
+        """Have the workers unmap a memory, then close it; no task may name it any more."""
+
+        def event() -> None:
+            self.supervisor.detach(number)
+            memory.close()
+
+        try:
+            self.supervisor.post(event)
+        except PoolClosedError:
+            memory.close()
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While this thread touches slots ``close`` unmaps nothing; ``PoolClosedError`` if it is too late."""
+        with self._idle:
+            if self._closed:
+                raise PoolClosedError("the worker pool is closed")
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._users -= 1
+                self._idle.notify_all()
+
+    def reserve_stream(self, slots: int) -> None:
+        """Count an open stream's slots; streams may hold half of the arena, so that saves always move on."""
+        with self._idle:
+            if self._held_by_streams + slots > self.arena.slots // 2:
+                raise MemoryLimitError(
+                    f"too many open streams: this one holds {slots} chunks of {self.arena.slot_size} bytes; together "
+                    f"they may hold half of the {self.arena.slots} in the memory number; finish some, or raise memory="
+                )
+            self._held_by_streams += slots
+
+    def release_stream(self, slots: int) -> None:
+        """An open stream ended."""
+        with self._idle:
+            self._held_by_streams -= slots
+
+    def watch(self, future: Future[object]) -> None:
+        """Have ``close`` wait for a job."""
+        self._jobs.add(future)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Wait up to ``timeout`` seconds for jobs in flight, then end the workers; what is unfinished fails."""
+        if self._closed:
+            return
+        _open_pools.discard(self)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for future in list(self._jobs):
+            _wait(future, None if deadline is None else max(0.0, deadline - time.monotonic()))
+        with self._idle:
+            self._closed = True
+        self.arena.wake()
+        self.supervisor.close()
+        with self._idle:
+            while self._users:
+                self._idle.wait()
+        self.arena.close()
+
+    def forget(self) -> None:
+        """In a forked child: let go of everything without touching the parent's work."""
+        self._closed = True
+        self.supervisor.forget()
+        self.arena.forget()
+
+
+class _Single:
+    """A job of one task."""
+
+    def __init__(self, pool: Pool, task: Task) -> None:
+        self._pool = pool
+        self._task = task
+        self.future: Future[object] = Future()
+
+    def start(self) -> None:
+        self._pool.supervisor.submit(self, None, self._task)
+
+    def on_done(self, token: Hashable, value: object) -> None:
+        self.future.set_result(value)
+
+    def on_failed(self, token: Hashable, error: S3dlioError) -> None:
+        self.future.set_exception(error)
+
+
+class PoolControl:
+    """The contract's ``Control`` for one location, each call a task of the pool."""
+
+    def __init__(self, pool: Pool, location: Location) -> None:
+        self._pool = pool
+        self._location = location
+
+    def _call(self, method: str, *args: object, **options: object) -> object:
+        call = Call(self._location, method, args, tuple(options.items()))
+        return self._pool.run(call).result()
+
+    def put(self, key: str, data: Segments, *, if_absent: bool = False, if_match: str | None = None) -> ObjectInfo:
+        segments = tuple(bytes(part) for part in data)
+        info = self._call("put", key, segments, if_absent=if_absent, if_match=if_match)
+        assert isinstance(info, ObjectInfo)
+        return info
+
+    def read(self, key: str, *, limit: int) -> tuple[bytes, ObjectInfo]:
+        found = self._call("read", key, limit=limit)
+        assert isinstance(found, tuple)
+        return found
+
+    def head(self, key: str) -> ObjectInfo:
+        info = self._call("head", key)
+        assert isinstance(info, ObjectInfo)
+        return info
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        found = self._call("list", prefix)
+        assert isinstance(found, list)
+        return iter(found)
+
+    def delete(self, key: str) -> None:
+        self._call("delete", key)
+
+    def uploads(self, prefix: str = "") -> Iterator[UploadInfo]:
+        found = self._call("uploads", prefix)
+        assert isinstance(found, list)
+        return iter(found)
+
+    def abort(self, key: str, upload: str) -> None:
+        self._call("abort", key, upload)
+
+
+def _wait(future: Future[object], timeout: float | None) -> None:
+    done = threading.Event()
+    future.add_done_callback(lambda _: done.set())
+    done.wait(timeout)
+
+
+_open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+EXIT_TIMEOUT = 600.0
+"""Seconds an ending interpreter waits for saves in flight."""
+
+
+def _close_all() -> None:
+    for pool in list(_open_pools):
+        pool.close(EXIT_TIMEOUT)
+
+
+def _forget_all() -> None:
+    for pool in list(_open_pools):
+        pool.forget()
+    forget_memories()
+    _open_pools.clear()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_forget_all)

@@ -1,0 +1,202 @@
+"""What a worker does for each task: shared pages in, backend calls and codecs, shared pages out.
+
+Owns the attached memories and the opened backends of one worker process; never talks to the parent (``worker`` does).
+Lanes call ``run`` from several threads at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from . import codec
+from .backends import open_backend
+from .checksum import crc32c
+from .contract import Backend, Location, PartReceipt
+from .errors import CorruptError, MemoryLimitError, S3dlioError
+from .messages import (
+    Abort,
+    Begin,
+    Call,
+    Complete,
+    Encode,
+    Encoded,
+    Fetch,
+    Inflate,
+    Inflated,
+    Populate,
+    PutWhole,
+    Span,
+    Stored,
+    StorePart,
+    Task,
+)
+
+_CALLS = frozenset({"put", "read", "head", "list", "delete", "uploads", "abort"})
+_READ_BLOCK = 1 << 20
+
+
+class Memories:
+    """The shared memories of one worker, by number."""
+
+    def __init__(self) -> None:
+        self._maps: dict[int, tuple[int, memoryview]] = {}
+
+    def attach(self, number: int, fd: int, size: int) -> None:
+        view = memoryview(mmap.mmap(fd, size)) if size else memoryview(b"")
+        self._maps[number] = (fd, view)
+
+    def detach(self, number: int) -> None:
+        fd, view = self._maps.pop(number)
+        owner = view.obj
+        view.release()
+        if isinstance(owner, mmap.mmap):
+            owner.close()
+        os.close(fd)
+
+    def view(self, span: Span) -> memoryview:
+        """The bytes of a span, writable."""
+        return self._maps[span.memory][1][span.offset : span.offset + span.length]
+
+    def fd(self, number: int) -> int:
+        return self._maps[number][0]
+
+
+class TaskRunner:
+    """Carries out tasks. ``opened`` uploads are those begun here and not yet known to be finished."""
+
+    def __init__(self, memories: Memories, open_: Callable[[Location], Backend] = open_backend) -> None:
+        self._memories = memories
+        self._open = open_
+        self._backends: dict[Location, Backend] = {}
+        self._lock = threading.Lock()
+        self._scratch = threading.local()
+        self.opened: dict[tuple[str, str], Backend] = {}
+
+    def run(self, task: Task) -> object:
+        """Do one task and return its result record; raises errors of ``engine.errors`` and of the system."""
+        match task:
+            case StorePart():
+                return self._store_part(task)
+            case Encode():
+                return self._encode(task)
+            case Fetch():
+                return self._fetch(task)
+            case PutWhole():
+                return self._put_whole(task)
+            case Begin():
+                return self._begin(task)
+            case Complete():
+                return self.backend(task.location).complete(task.key, task.upload, task.parts)
+            case Abort():
+                self.backend(task.location).abort(task.key, task.upload)
+            case Call():
+                return self._call(task)
+            case Inflate():
+                return self._inflate(task)
+            case Populate():
+                self._populate(task)
+        return None
+
+    def backend(self, location: Location) -> Backend:
+        """The open backend of a location, one for the process."""
+        with self._lock:
+            backend = self._backends.get(location)
+            if backend is None:
+                backend = self._backends[location] = self._open(location)
+            return backend
+
+    def abort_opened(self) -> None:
+        """Drop the uploads begun here: the parent is gone. Best effort, since nobody is left to be told."""
+        for (key, upload), backend in list(self.opened.items()):
+            with contextlib.suppress(S3dlioError, OSError):
+                backend.abort(key, upload)
+
+    def _begin(self, task: Begin) -> str:
+        backend = self.backend(task.location)
+        upload = backend.begin(task.key, size=task.size)
+        self.opened[task.key, upload] = backend
+        return upload
+
+    def _store_part(self, task: StorePart) -> Stored:
+        started = time.perf_counter()
+        views = [self._memories.view(span) for span in task.spans]
+        crcs = tuple(map(crc32c, views)) if task.checksum else ()
+        backend = self.backend(task.location)
+        receipt = backend.put_part(task.key, task.upload, task.number, task.offset, views)
+        return Stored(receipt, crcs, time.perf_counter() - started)
+
+    def _put_whole(self, task: PutWhole) -> Stored:
+        started = time.perf_counter()
+        views = [self._memories.view(span) for span in task.spans]
+        crcs = tuple(map(crc32c, views)) if task.checksum else ()
+        info = self.backend(task.location).put(task.key, views)
+        return Stored(PartReceipt(1, 0, info.size, info.etag), crcs, time.perf_counter() - started)
+
+    def _encode(self, task: Encode) -> Encoded:
+        started = time.perf_counter()
+        raw = self._memories.view(task.source)
+        crc = crc32c(raw)
+        if task.target is None:
+            return Encoded("none", len(raw), crc, time.perf_counter() - started)
+        spec = codec.CodecSpec(task.codec, task.level, task.runs)
+        result = codec.encode(spec, raw, self._memories.view(task.target))
+        return Encoded(result.codec, result.length, crc, time.perf_counter() - started)
+
+    def _fetch(self, task: Fetch) -> int:
+        target = self._landing("raw", task.raw) if task.target is None else self._memories.view(task.target)
+        stored = target if task.codec == "none" else self._landing("stored", task.stored)
+        self.backend(task.location).get_range(task.key, task.offset, stored)
+        if task.codec != "none":
+            codec.decode(task.codec, stored, target)
+        crc = crc32c(target)
+        if task.crc is not None and crc != task.crc:
+            raise CorruptError(
+                f"{task.location.uri}: {task.key}: bytes {task.offset}..{task.offset + task.stored} do not match their "
+                f"checksum (stored crc32c:{task.crc:08x}, found crc32c:{crc:08x}); load another checkpoint"
+            )
+        return crc
+
+    def _landing(self, name: str, length: int) -> memoryview:
+        """A lane's own buffer of at least ``length`` bytes, kept for its next task."""
+        buffer: mmap.mmap | None = getattr(self._scratch, name, None)
+        if buffer is None or len(buffer) < length:
+            buffer = mmap.mmap(-1, max(length, mmap.PAGESIZE))
+            setattr(self._scratch, name, buffer)
+        return memoryview(buffer)[:length]
+
+    def _inflate(self, task: Inflate) -> Inflated:
+        """Decode into the memory's descriptor block by block: the decoded size is known only at the end."""
+        fd, raw, crc = self._memories.fd(task.memory), 0, 0
+        for block in codec.decode_stream(self._blocks(task)):
+            if raw + len(block) > task.limit:
+                raise MemoryLimitError(
+                    f"{task.location.uri}: {task.key} decodes to more than {task.limit} bytes, all that memory has left"
+                )
+            crc = crc32c(block, crc)
+            os.pwrite(fd, block, raw)
+            raw += len(block)
+        return Inflated(raw, crc)
+
+    def _blocks(self, task: Inflate) -> Iterator[memoryview]:
+        backend = self.backend(task.location)
+        for offset in range(0, task.stored, _READ_BLOCK):
+            block = self._landing("stored", min(_READ_BLOCK, task.stored - offset))
+            backend.get_range(task.key, offset, block)
+            yield block
+
+    def _populate(self, task: Populate) -> None:
+        os.posix_fallocate(self._memories.fd(task.span.memory), task.span.offset, task.span.length)
+
+    def _call(self, task: Call) -> object:
+        if task.method == "limits":
+            return self.backend(task.location).limits
+        if task.method not in _CALLS:
+            raise AssertionError(f"{task.method} is no control operation")
+        args = [[memoryview(part) for part in a] if isinstance(a, tuple) else a for a in task.args]  # put's segments
+        result = getattr(self.backend(task.location), task.method)(*args, **dict(task.options))
+        return list(result) if task.method in ("list", "uploads") else result

@@ -1,0 +1,119 @@
+"""The life of a worker process: receive tasks, run them in lanes, send results, leave when the parent is gone.
+
+Owns the worker's end of the socketpair, its threads and its logging. Started by ``spawn``; imports no framework and
+nothing of the user's. End-of-file on the channel is the parent's death or its wish: either way uploads begun here that
+nobody finished are aborted, and the process ends at once, whatever its lanes are doing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import socket
+import threading
+import traceback
+
+from .channel import Channel, ChannelClosed
+from .messages import (
+    Attach,
+    Configure,
+    Detach,
+    Forget,
+    Hello,
+    LogMessage,
+    ResultMessage,
+    TaskMessage,
+    failure_of,
+)
+from .tasks import Memories, TaskRunner
+
+
+def main(fd: int, lanes: int) -> None:
+    """Serve the parent on descriptor ``fd`` with up to ``lanes`` tasks at once; never returns."""
+    # Signals for the group (Ctrl-C, a scheduler's SIGTERM) are the parent's business: it may want its last save kept.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    channel = Channel(socket.socket(fileno=fd))
+    log = _ChannelHandler(channel)
+    logging.getLogger().addHandler(log)
+    worker = _Worker(channel, lanes)
+    try:
+        channel.send(Hello(os.getpid()))
+        worker.serve()
+    except ChannelClosed:
+        worker.runner.abort_opened()
+    finally:
+        os._exit(0)  # lanes may be deep in a write that nobody waits for any more
+
+
+class _Worker:
+    """The receiving thread's state."""
+
+    def __init__(self, channel: Channel, lanes: int) -> None:
+        self._channel = channel
+        self._lanes = lanes
+        self._idle = 0
+        self._threads = 0
+        self._lock = threading.Lock()
+        self._queue: queue.SimpleQueue[TaskMessage] = queue.SimpleQueue()
+        self._memories = Memories()
+        self.runner = TaskRunner(self._memories)
+
+    def serve(self) -> None:
+        """Receive until the parent's end is closed (``ChannelClosed``)."""
+        while True:
+            for message, fds in self._channel.receive():
+                match message:
+                    case TaskMessage():
+                        self._enqueue(message)
+                    case Attach():
+                        self._memories.attach(message.memory, fds[0], message.size)
+                    case Detach():
+                        self._memories.detach(message.memory)
+                    case Forget():
+                        self.runner.opened.pop((message.key, message.upload), None)
+                    case Configure():
+                        logging.getLogger().setLevel(message.level)
+
+    def _enqueue(self, message: TaskMessage) -> None:
+        with self._lock:
+            start = self._idle == 0 and self._threads < self._lanes
+            if start:
+                self._threads += 1
+            else:
+                self._idle -= 1
+        self._queue.put(message)
+        if start:
+            threading.Thread(target=self._lane, name=f"lane-{self._threads}", daemon=True).start()
+
+    def _lane(self) -> None:
+        while True:
+            message = self._queue.get()
+            value: object
+            try:
+                value = self.runner.run(message.task)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
+                value = failure_of(error, traceback.format_exc())
+            with self._lock:
+                self._idle += 1
+            try:
+                self._channel.send(ResultMessage(message.id, value))
+            except ChannelClosed:
+                return  # the receiving thread sees the same end of file and ends the process
+
+
+class _ChannelHandler(logging.Handler):
+    """Sends log records to the parent, which logs them under the same names."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__()
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+            self._channel.send(LogMessage(record.name, record.levelno, text, record.created))
+        except ChannelClosed:
+            return
