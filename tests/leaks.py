@@ -125,9 +125,8 @@ def _await_exit(pid: int, seconds: float) -> None:
 
 
 def _command(pid: int) -> str:
+    """Its command line, which is empty once it has ended and for a moment after exec."""
     try:
-        return (
-            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip() or "ended"
-        )
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
-        return "ended"
+        return ""

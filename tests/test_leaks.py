@@ -10,7 +10,7 @@ import threading
 
 from tests import leaks
 
-SLEEPER = [sys.executable, "-Ic", "import sys; sys.stdin.read()"]
+WAITER = [sys.executable, "-Ic", "import sys; print('up', flush=True); sys.stdin.read()"]
 
 
 def test_nothing_left_is_nothing_told() -> None:
@@ -19,28 +19,25 @@ def test_nothing_left_is_nothing_told() -> None:
 
 def test_process_is_seen_and_killed() -> None:
     before = leaks.take()
-    process = subprocess.Popen(SLEEPER, stdin=subprocess.PIPE)
-    assert process.stdin is not None
-    leaked = leaks.settle(before, patience=0)
-    assert leaked.children == {process.pid}
-    assert f"process {process.pid}: {sys.executable}" in leaked.describe()
-    leaks.kill(leaked)
-    process.stdin.close()
-    process.wait()
+    with subprocess.Popen(WAITER, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        leaked = leaks.settle(before, patience=0)
+        assert leaked.children == {process.pid}
+        assert f"process {process.pid}: {sys.executable}" in leaked.describe()
+        leaks.kill(leaked)
     assert not leaks.settle(before)
 
 
 def test_ended_process_that_nobody_waited_for_is_seen() -> None:
     before = leaks.take()
-    process = subprocess.Popen([sys.executable, "-Ic", ""])
-    leaked = leaks.settle(before, patience=0.5)
-    assert leaked.children == {process.pid}
-    process.wait()
+    with subprocess.Popen([sys.executable, "-Ic", ""]) as process:
+        assert leaks.settle(before, patience=0.5).children == {process.pid}
 
 
 def test_process_that_is_ending_is_waited_for() -> None:
     before = leaks.take()
-    process = subprocess.Popen(SLEEPER, stdin=subprocess.PIPE)
+    process = subprocess.Popen(WAITER, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert process.stdin is not None
     owner = threading.Thread(target=process.wait)
     owner.start()
