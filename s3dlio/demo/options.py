@@ -39,6 +39,6 @@ class DemoOptions:
 
     uri: str | None = None
     size: str = "small"
-    steps: int = 80
-    save_every: int = 5
+    steps: int = 60
+    save_every: int = 4
     keep: int = 3

@@ -92,11 +92,9 @@ def as_text(report: DemoReport, style: Style) -> str:
 
 def _what_happened(report: DemoReport, style: Style) -> list[str]:
     hidden = "is not listed" if report.torn_hidden else "was committed in the instant of the kill"
-    left = (
-        f", {style.bad(f'{report.workers_left} of its workers are left')}"
-        if report.workers_left
-        else (f", its {report.workers} workers ended by themselves" if report.workers else "")
-    )
+    ended = f"; its worker processes ({report.workers}) ended by themselves" if report.workers else ""
+    if report.workers_left:
+        ended = f"; {style.bad(f'{report.workers_left} of its worker processes are left')}"
     resumed = "from the start" if report.resumed_from is None else f"from step {report.resumed_from}"
     loaded = "" if report.load_seconds is None else f", loaded in {seconds(report.load_seconds)}"
     rows = [
@@ -112,9 +110,10 @@ def _what_happened(report: DemoReport, style: Style) -> list[str]:
         ),
         (
             "killed",
-            f"SIGKILL in the save of step {report.died_at}, {size(report.died_stored)} of {size(report.died_total)} "
-            f"stored; that save {hidden}{left}",
+            f"SIGKILL in the save of step {report.died_at}, "
+            f"{size(report.died_stored)} of {size(report.died_total)} stored",
         ),
+        ("", f"that save {hidden}{ended}"),
         ("resumed", f"{resumed}{loaded}, in a new process, to step {report.steps}"),
     ]
     return [f"  {style.strong(name):<{8 + style.hidden(name)}} {text}" for name, text in rows]
@@ -139,7 +138,7 @@ def _measured(report: DemoReport, style: Style) -> list[str]:
             (
                 f"stall, torch.save + fsync{elsewhere}",
                 seconds(theirs),
-                f"median of {len(report.blocking)}, {theirs / ours:.0f} times as long",
+                f"median of {len(report.blocking)}, {theirs / ours:.1f} times as long",
             )
         )
     if commit:

@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--store", metavar="URI", help="save here and resume from here; without it, never save")
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--save-every", type=int, default=5, metavar="STEPS")
+    parser.add_argument("--save-every", type=int, default=4, metavar="STEPS")
     parser.add_argument("--die-at", type=int, metavar="STEP", help="SIGKILL in the first save from this step on")
     parser.add_argument("--blocking", type=Path, metavar="FILE", help="between saves, torch.save here to compare")
     parser.add_argument("--keep", type=int, default=0, metavar="N", help="checkpoints kept; 0 keeps all")

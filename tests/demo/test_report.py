@@ -42,10 +42,11 @@ def lines(report: DemoReport) -> str:
 def test_a_good_run_says_what_it_showed() -> None:
     text = lines(REPORT)
     assert "equals the uninterrupted one, bit for bit. (61 s)" in text
-    assert "SIGKILL in the save of step 50, 16.0 MB of 57.9 MB stored; that save is not listed" in text
+    assert "SIGKILL in the save of step 50, 16.0 MB of 57.9 MB stored\n" in text
+    assert "that save is not listed; its worker processes (2) ended by themselves\n" in text
     assert "from step 45, loaded in 20.0 ms" in text
     assert "5.0 ms" in text
-    assert "75.0 ms  median of 2, 15 times as long" in text
+    assert "75.0 ms  median of 2, 15.0 times as long" in text
     assert "1.2 GB/s" in text
     assert "s3dlio ls file:///there/checkpoints" in text
     assert "\x1b" not in text
