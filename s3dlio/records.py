@@ -88,14 +88,14 @@ class ShardRecord:
     @classmethod
     def from_dict(cls, value: Any) -> ShardRecord:
         """The record in a dict of ``to_dict`` or of the published package; ``ManifestError`` if it is malformed."""
-        what = "shard record"
-        data = fields.mapping(value, what)
+        data = fields.mapping(value, "shard record")
+        what = f"shard record of rank {fields.integer(data, 'rank', 'shard record', most=RANKS_MAX - 1)}"
         step = fields.integer(data, "step", what, most=STEP_MAX)
         epoch = fields.optional_integer(data, "epoch", what, most=STEP_MAX) or 0
         record = _read(data, what, step, epoch)
         stated = fields.optional_text(data, "timestamp", what)
         if stated is not None and stated != record.timestamp:
-            raise ManifestError(f"shard record of rank {record.rank} says {stated!r}, its key {record.timestamp!r}")
+            raise ManifestError(f"{what} says {stated!r}, its key {record.timestamp!r}")
         return record
 
     @classmethod
