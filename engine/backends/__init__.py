@@ -1,1 +1,43 @@
-"""Storage backends: one module a kind of store, all of the contract in ``engine/contract.py``; workers run them."""
+"""Storage backends: one module a kind of store, all of the contract in ``engine/contract.py``; workers run them.
+
+Owns the table of schemes and the order of the wrappers; a store's module (and its SDK) is imported only when a location
+of its scheme is opened. Each module has ``open_location(location) -> Backend``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from ..contract import Backend, Location
+from ..errors import ConfigError, DependencyError
+from .retry import RetryBackend, RetryPolicy
+from .trace import TraceBackend
+
+SCHEMES: dict[str, tuple[str, str | None]] = {
+    "direct": (".posix", None),
+    "file": (".posix", None),
+    "memory": (".memory", None),
+}
+"""Scheme to its module here, and the extra of this package that installs what the module needs."""
+
+
+def open_backend(location: Location, *, retry: RetryPolicy | None = None, trace: bool = True) -> Backend:
+    """The backend of ``location``: transient failures are retried, and each attempt is logged at debug level.
+
+    Nothing is contacted yet. ``retry`` bounds the insistence (default: ``RetryPolicy()``). Raises ``ConfigError`` for
+    an unknown scheme, root or option and ``DependencyError`` if the scheme's SDK is not installed.
+    """
+    if location.scheme not in SCHEMES:
+        known = ", ".join(f"{scheme}://" for scheme in sorted(SCHEMES))
+        raise ConfigError(f"{location.uri}: unknown scheme {location.scheme!r}; known are {known}")
+    name, extra = SCHEMES[location.scheme]
+    try:
+        module = importlib.import_module(name, __name__)
+    except ImportError as error:
+        fix = f"install it with: pip install 's3dlio[{extra}]'" if extra else "reinstall s3dlio"
+        raise DependencyError(f"{location.scheme}:// needs a package that is missing ({error}); {fix}") from error
+    backend = cast(Backend, module.open_location(location))
+    if trace:
+        backend = TraceBackend(backend)
+    return RetryBackend(backend, retry)

@@ -1,0 +1,109 @@
+"""Any backend, with each call told at debug level.
+
+Owns one log line a call: operation, key, bytes, milliseconds, MB/s and outcome, on the logger
+``s3dlio.engine.backend``; changes nothing of a call. Workers relay the records to the parent. Opened by
+``open_backend`` inside the retry wrapper, so that every attempt is seen.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from ..contract import Backend, Limits, ObjectInfo, PartReceipt, Segments, UploadInfo
+
+T = TypeVar("T")
+
+log = logging.getLogger("s3dlio.engine.backend")
+
+
+class TraceBackend:
+    """``inner``, with a log record for each call; ``clock`` gives seconds."""
+
+    def __init__(self, inner: Backend, clock: Callable[[], float] = time.monotonic) -> None:
+        self._inner = inner
+        self._clock = clock
+
+    @property
+    def limits(self) -> Limits:
+        return self._inner.limits
+
+    def put(self, key: str, data: Segments, *, if_absent: bool = False, if_match: str | None = None) -> ObjectInfo:
+        size = sum(view.nbytes for view in data)
+        return self._call("put", key, size, lambda: self._inner.put(key, data, if_absent=if_absent, if_match=if_match))
+
+    def read(self, key: str, *, limit: int) -> tuple[bytes, ObjectInfo]:
+        return self._call("read", key, None, lambda: self._inner.read(key, limit=limit))
+
+    def head(self, key: str) -> ObjectInfo:
+        return self._call("head", key, None, lambda: self._inner.head(key))
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return self._iterate("list", prefix, self._inner.list)
+
+    def delete(self, key: str) -> None:
+        self._call("delete", key, None, lambda: self._inner.delete(key))
+
+    def uploads(self, prefix: str = "") -> Iterator[UploadInfo]:
+        return self._iterate("uploads", prefix, self._inner.uploads)
+
+    def abort(self, key: str, upload: str) -> None:
+        self._call("abort", key, None, lambda: self._inner.abort(key, upload))
+
+    def begin(self, key: str, *, size: int | None = None) -> str:
+        return self._call("begin", key, None, lambda: self._inner.begin(key, size=size))
+
+    def put_part(self, key: str, upload: str, number: int, offset: int, data: Segments) -> PartReceipt:
+        size = sum(view.nbytes for view in data)
+        name = f"put_part {number}"
+        return self._call(name, key, size, lambda: self._inner.put_part(key, upload, number, offset, data))
+
+    def complete(self, key: str, upload: str, parts: Sequence[PartReceipt]) -> ObjectInfo:
+        return self._call("complete", key, None, lambda: self._inner.complete(key, upload, parts))
+
+    def get_range(self, key: str, offset: int, into: memoryview) -> None:
+        name = f"get_range {offset}"
+        self._call(name, key, into.nbytes, lambda: self._inner.get_range(key, offset, into))
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def _call(self, operation: str, key: str, size: int | None, call: Callable[[], T]) -> T:
+        if not log.isEnabledFor(logging.DEBUG):
+            return call()
+        begun, outcome = self._clock(), "ok"
+        try:
+            return call()
+        except BaseException as error:
+            outcome = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            log.debug("%s", line(operation, key, size, self._clock() - begun, outcome))
+
+    def _iterate(self, operation: str, prefix: str, begin: Callable[[str], Iterator[T]]) -> Iterator[T]:
+        """One line when the iteration ends; its time includes what the consumer did between items."""
+        begun, outcome, count = self._clock(), "not read to the end", 0
+        try:
+            for item in begin(prefix):
+                count += 1
+                yield item
+            outcome = "ok"
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            outcome = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("%s", line(f"{operation} ({count})", prefix, None, self._clock() - begun, outcome))
+
+
+def line(operation: str, key: str, size: int | None, seconds: float, outcome: str) -> str:
+    """The text of one record; ``size`` in bytes where the call moves any."""
+    text = f"{operation} {key!r} {seconds * 1e3:.1f} ms"
+    if size is not None:
+        rate = f", {size / seconds / 1e6:.0f} MB/s" if seconds > 0 else ""
+        text += f" {size} B{rate}"
+    return f"{text}: {outcome}"
