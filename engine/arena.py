@@ -26,18 +26,15 @@ _MADV_POPULATE_WRITE = 23  # Linux 5.14; older kernels answer EINVAL and the fir
 # Kept free beyond what a slot takes, so that the process itself can go on living when a group is almost full.
 _MARGIN = 64 << 20
 
+_MADV_DONTFORK = 10
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.mmap.restype = ctypes.c_void_p
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-# Mappings inherited through fork are holes in the child (MADV_DONTFORK). Were they unmapped there by the garbage
-# collector, whatever the child has mapped at the same address since would go with them, so they are never let go.
-_graveyard: list[object] = []
 _open_memories: weakref.WeakSet[SharedMemory] = weakref.WeakSet()
-
-
-def memory_address(view: mmap.mmap) -> int:
-    """Address of a writable mapping."""
-    anchor = ctypes.c_char.from_buffer(view)
-    return ctypes.addressof(anchor)
 
 
 class SharedMemory:
@@ -84,23 +81,24 @@ class Arena:
             )
         self._room = room
         self._memory = SharedMemory("s3dlio-arena", self.slots * slot_size)
-        self._map = self._open_map()
-        self._address = memory_address(self._map)
+        self._address = self._map()
         self._free = list(range(self.slots))
         self._grown = [False] * self.slots
         self._lent: set[int] = set()
         self._exhausted = False
         self._changed = threading.Condition()
 
-    def _open_map(self) -> mmap.mmap:
-        try:
-            view = mmap.mmap(self._memory.fd, self._memory.size)
-        except OSError as error:
+    def _map(self) -> int:
+        # Not a mmap object: that would keep a second descriptor open, which a forked child inherits, and in the child,
+        # where this mapping is a hole (MADV_DONTFORK), its collection would unmap whatever lies there by then.
+        prot, size = mmap.PROT_READ | mmap.PROT_WRITE, self._memory.size
+        address = _libc.mmap(None, size, prot, mmap.MAP_SHARED, self._memory.fd, 0)
+        if address == _MAP_FAILED:
+            reason = os.strerror(ctypes.get_errno())
             self._memory.close()
-            raise MemoryLimitError(f"cannot map an arena of {self._memory.size} bytes: {error}") from error
-        if hasattr(mmap, "MADV_DONTFORK"):
-            view.madvise(mmap.MADV_DONTFORK)
-        return view
+            raise MemoryLimitError(f"cannot map an arena of {size} bytes: {reason}")
+        _libc.madvise(address, size, _MADV_DONTFORK)
+        return int(address)
 
     @property
     def fd(self) -> int:
@@ -225,12 +223,8 @@ class Arena:
 
     def close(self) -> None:
         """Unmap and free; the caller has made sure that nobody holds a lease."""
-        self._map.close()
+        _libc.munmap(self._address, self._memory.size)
         self._memory.close()
-
-    def forget(self) -> None:
-        """In a forked child: leave the (absent) mapping alone for ever."""
-        _graveyard.append(self._map)
 
 
 def forget_memories() -> None:

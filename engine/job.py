@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from . import codec as codecs
+from .auto import Auto
 from .contract import Location
 from .errors import CancelledError, DeadlineError, MemoryLimitError, PoolClosedError, S3dlioError
 from .ledger import ARENA, Action, Finish, Free, Move, Phase, Run, SaveLedger, SaveSpec, StoredObject
@@ -45,14 +46,13 @@ class Source(Protocol):
 class Coding:
     """How a save encodes: a codec of ``engine.codec``, its level, and where elements of which width lie.
 
-    ``choose`` (for ``auto``) is asked at each chunk whether to encode it.
+    ``runs(start, stop)`` gives the element widths of a chunk. With ``auto`` each chunk is encoded only if it says so.
     """
 
     codec: str = "none"
     level: int = 0
     runs: Callable[[int, int], Runs] = lambda _start, _stop: ()
-    choose: Callable[[], bool] | None = None
-    observe: Callable[[str, int, int, float], None] | None = None
+    auto: Auto | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class SaveJob:
             slots=pool.arena.slots,
             limits=pool.limits(location),
             encoded=encoded,
-            headroom=codecs.headroom(slot_size) if encoded else 0,
+            headroom=codecs.headroom(coding.codec, slot_size),
             lanes=pool.lanes,
             whole_below=whole_below,
         )
@@ -210,10 +210,13 @@ class SaveJob:
     def _hand_in(self, index: int, slot: int, start: int, stop: int) -> None:
         self.staged_bytes += stop - start
         runs = self._coding.runs(start, stop) if self._coding.codec != "none" else ()
-        raw = self._coding.choose is not None and not self._coding.choose()
-        codec = "none" if raw else None
+
+        def ready(ledger: SaveLedger) -> list[Action]:
+            raw = self._coding.auto is not None and not self._coding.auto.choose()
+            return ledger.chunk_ready(index, slot, stop - start, runs, "none" if raw else None)
+
         try:
-            self._post(lambda ledger: ledger.chunk_ready(index, slot, stop - start, runs, codec))
+            self._post(ready)
         except PoolClosedError:
             self._pool.arena.release([slot])
             raise
@@ -230,8 +233,8 @@ class SaveJob:
     def on_done(self, token: Hashable, value: object) -> None:
         assert self._ledger is not None
         assert isinstance(token, tuple)
-        if self._coding.observe is not None:
-            _observe(self._coding.observe, value)
+        if self._coding.auto is not None:
+            _observe(self._coding.auto, self._ledger, token, value)
         self._apply(self._ledger.done(token, value))
 
     def on_failed(self, token: Hashable, error: S3dlioError) -> None:
@@ -346,12 +349,14 @@ def _as_cancel(error: BaseException, key: str) -> S3dlioError:
     return cancelled
 
 
-def _observe(observe: Callable[[str, int, int, float], None], value: object) -> None:
-    """Tell ``auto`` what encoding and storing cost: (what, bytes in, bytes out, seconds)."""
-    if isinstance(value, Encoded) and value.codec != "none":
-        observe("encode", 0, value.length, value.seconds)
+def _observe(auto: Auto, ledger: SaveLedger, token: tuple[str, int], value: object) -> None:
+    """Tell ``auto`` what encoding or storing has just cost."""
+    if isinstance(value, Encoded):
+        raw = ledger.encoding(token[1])
+        if raw:
+            auto.encoded(raw, value.length, value.seconds, ledger.active("encode"))
     elif isinstance(value, Stored):
-        observe("store", value.receipt.size, value.receipt.size, value.seconds)
+        auto.stored(value.receipt.size, value.seconds, ledger.active("store"))
 
 
 def buffer_address(data: memoryview) -> int:

@@ -155,6 +155,15 @@ class SaveLedger:
         """Whether chunks are still taken."""
         return self.phase is Phase.OPEN
 
+    def active(self, kind: str) -> int:
+        """Tasks of a kind (``encode``, ``store``) that are outstanding."""
+        return sum(token[0] == kind for token in self._outstanding)
+
+    def encoding(self, index: int) -> int:
+        """Raw bytes of a chunk that is being encoded; 0 if it is only checksummed."""
+        chunk = self._chunks[index]
+        return chunk.length if chunk.target is not None else 0
+
     # events
 
     def begin(self) -> list[Action]:
@@ -228,7 +237,7 @@ class SaveLedger:
     def _encode(self) -> list[Action]:
         """Send chunks to be encoded, in order, while there is a spare slot for what comes out."""
         actions: list[Action] = []
-        while (chunk := self._chunks.get(self._encode_next)) is not None:
+        while self._encoded and (chunk := self._chunks.get(self._encode_next)) is not None:
             if chunk.codec != RAW:
                 if not self._spare:
                     break

@@ -208,7 +208,6 @@ class Pool:
         """In a forked child: let go of everything without touching the parent's work."""
         self._closed = True
         self.supervisor.forget()
-        self.arena.forget()
 
 
 class _Single:

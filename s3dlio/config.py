@@ -1,0 +1,97 @@
+"""What a user chooses when opening a store: where it is, and a handful of options.
+
+Pure: parses and checks, opens nothing. ``store`` and ``compat`` build on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from .engine.backends import SCHEMES
+from .engine.contract import Location
+from .engine.errors import ConfigError
+from .engine.plan import MIB
+from .strategy import Strategy
+
+COMPRESSIONS = ("none", "zstd", "zstd-grouped", "auto")
+LEVELS = range(1, 23)
+DEFAULT_THRESHOLD = 100 * MIB
+"""A shard up to this size goes to an object store in one request."""
+
+
+def parse_uri(uri: str) -> Location:
+    """The location of ``file:///dir``, ``direct:///dir`` or another known scheme; ``ConfigError`` otherwise."""
+    if not isinstance(uri, str):
+        raise ConfigError(f"a store's URI must be a string such as file:///checkpoints, not {type(uri).__name__}")
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        raise ConfigError(f"{uri!r} is no URI: write file:///folder for a folder of this machine")
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in sorted(SCHEMES))
+        raise ConfigError(f"{uri!r}: unknown scheme {scheme!r}; known are {known}")
+    if scheme in ("file", "direct"):
+        if not rest.startswith("/"):
+            raise ConfigError(f"{uri!r}: the folder must be absolute, with three slashes: {scheme}:///folder")
+        if "\0" in rest:
+            raise ConfigError(f"{uri!r}: a folder's name cannot hold a NUL")
+        return Location(scheme, str(PurePosixPath(rest)))
+    if not rest.strip("/"):
+        raise ConfigError(f"{uri!r} names no place in the store")
+    return Location(scheme, rest.strip("/"))
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointConfig:
+    """Options of a store; every ``with_…`` returns a changed copy.
+
+    ``strategy``: how shards spread over key prefixes. ``compression``: ``None`` or ``"none"``, ``"zstd"``,
+    ``"zstd-grouped"`` (bytes grouped by element width first: smaller and faster on tensors), ``"auto"`` (grouped while
+    the storage is the bottleneck; never on ``direct://``). ``compression_level``: 1 to 22, for ``"zstd"``.
+    ``multipart_threshold``: bytes up to which an object store gets one request. ``memory``: bytes of the staging arena
+    (default: half of what is left, divided by the ranks on the host). ``workers``: worker processes. ``chunk_size``:
+    bytes of a chunk, a multiple of 1 MiB. ``keep_last``: newest checkpoints that stay after a commit. Stores with the
+    same ``memory``, ``workers`` and ``chunk_size`` share one pool.
+    """
+
+    strategy: Strategy = Strategy.FLAT
+    compression: str | None = None
+    compression_level: int = 3
+    multipart_threshold: int = DEFAULT_THRESHOLD
+    memory: int | None = None
+    workers: int | None = None
+    chunk_size: int = 16 * MIB
+    keep_last: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.strategy, Strategy):
+            object.__setattr__(self, "strategy", Strategy.parse(self.strategy))
+        if self.compression is not None and self.compression not in COMPRESSIONS:
+            raise ConfigError(f"compression {self.compression!r} is unknown: it is one of {', '.join(COMPRESSIONS)}")
+        if self.compression_level not in LEVELS:
+            raise ConfigError(f"compression_level must be 1 to 22, not {self.compression_level!r}")
+        _check_count("multipart_threshold", self.multipart_threshold, least=0)
+        _check_count("keep_last", self.keep_last, least=1)
+
+    @property
+    def codec(self) -> str:
+        return self.compression or "none"
+
+    def with_strategy(self, strategy: Strategy | str) -> CheckpointConfig:
+        """Spread shards over prefixes this way."""
+        return replace(self, strategy=Strategy.parse(strategy) if isinstance(strategy, str) else strategy)
+
+    def with_multipart_threshold(self, threshold: int) -> CheckpointConfig:
+        """Send shards up to ``threshold`` bytes in one request."""
+        return replace(self, multipart_threshold=threshold)
+
+    def with_compression(self, compression: str | None, level: int | None = None) -> CheckpointConfig:
+        """Compress this way."""
+        return replace(
+            self, compression=compression, compression_level=self.compression_level if level is None else level
+        )
+
+
+def _check_count(name: str, value: object, *, least: int) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise ConfigError(f"{name} must be a number of {least} or more, not {value!r}")

@@ -1,0 +1,107 @@
+"""What a save stores: a state's shard image or a payload, as one source of raw bytes with its tree and table.
+
+Pure but for reading the user's memory when the source is copied. ``store`` makes a ``Content`` from what the user hands
+in; ``writer`` stores it.
+"""
+
+from __future__ import annotations
+
+import mmap
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .engine.errors import UnsupportedError
+from .engine.job import BufferSource, Source
+from .engine.messages import Runs
+from .payload import as_buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Raw bytes, the element widths in them, and for a state the JSON pieces of its tree and table.
+
+    ``framework`` is that of a state's arrays: ``pytorch``, ``numpy``, or ``bytes`` for a payload.
+    """
+
+    source: Source
+    framework: str
+    runs: Callable[[int, int], Runs] | None = None
+    tree: Callable[[], Iterator[bytes]] | None = None
+    table: Callable[[], Iterator[bytes]] | None = None
+
+
+def content_of(state: Any) -> Content:
+    """The content of ``state``; ``UnsupportedError`` names the path of what cannot be stored."""
+    if isinstance(state, (bytes, bytearray, memoryview, mmap.mmap)):
+        return payload_of(state)
+    from .tensors import ShardImage, dump_json_pieces, dump_tree, flatten, plan_layout
+
+    flat = flatten(state)
+    layout = plan_layout(flat)
+    torch = any(leaf.framework == "torch" for leaf in flat.leaves)
+    return Content(
+        _Image(ShardImage(flat.leaves, layout)),
+        "pytorch" if torch else "numpy",
+        width_runs(layout.width_runs),
+        lambda: dump_tree(flat.tree),
+        lambda: dump_json_pieces(layout.table),
+    )
+
+
+def payload_of(data: Any) -> Content:
+    """The content of one buffer, read in place; an array that is not C-contiguous is gathered once."""
+    return Content(BufferSource(buffer_of(data)), "bytes")
+
+
+def buffer_of(data: Any) -> memoryview:
+    """``data`` as bytes; ``UnsupportedError`` (a ``TypeError``) for what is no buffer."""
+    if isinstance(data, str):
+        raise UnsupportedError("a str is no payload: encode it first")
+    try:
+        return as_buffer(data)
+    except (TypeError, ValueError, BufferError) as error:
+        gathered = _gather(data)
+        if gathered is None:
+            what = type(data).__name__
+            raise UnsupportedError(f"a payload must be a buffer of bytes, not {what} ({error})") from None
+        return gathered
+
+
+def _gather(data: Any) -> memoryview | None:
+    """A C-contiguous copy of an array whose memory is not (or whose dtype has no buffer format)."""
+    import numpy as np
+
+    if not isinstance(data, (np.ndarray, memoryview)):
+        return None
+    array = np.asarray(data)
+    if array.dtype.hasobject:
+        return None
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return flat.data if flat.size else memoryview(b"")
+
+
+def width_runs(runs: tuple[tuple[int, int, int], ...]) -> Callable[[int, int], Runs]:
+    """A function giving the runs within [start, stop), relative to ``start``."""
+    starts = [run[0] for run in runs]
+
+    def within(start: int, stop: int) -> Runs:
+        found = []
+        for first, last, width in runs[max(0, bisect_right(starts, start) - 1) :]:
+            if first >= stop:
+                break
+            begin, end = max(first, start), min(last, stop)
+            if width > 1 and end > begin:
+                found.append((begin - start, end - start, width))
+        return tuple(found)
+
+    return within
+
+
+class _Image:
+    """A shard image as a job's source."""
+
+    def __init__(self, image: Any) -> None:
+        self.total: int = image.size
+        self.fill: Callable[[int, int, int], None] = image.copy_to

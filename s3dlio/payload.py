@@ -1,0 +1,71 @@
+"""The memory of a loaded shard: bytes-like, owned by whoever holds a view of it.
+
+Owns two small classes and their mapping; filled by ``reader``. The mapping is private: a write changes this process's
+copy only, never what a forked child or a later load sees.
+"""
+
+from __future__ import annotations
+
+import builtins
+import mmap
+from collections.abc import Iterator
+from typing import Any
+
+
+class Payload(mmap.mmap):
+    """A shard's raw bytes. Compares equal to ``bytes``, supports the buffer protocol, ``len`` and slices, no copy.
+
+    Views (``memoryview``, NumPy and torch arrays) keep it alive. It is writable; writes stay in this process.
+    """
+
+    def __new__(cls, fd: int, size: int) -> Payload:
+        """Map ``size`` (> 0) bytes of a memory; the descriptor may be closed afterwards."""
+        return super().__new__(cls, fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, (bytes, bytearray, memoryview, mmap.mmap)):
+            return memoryview(self) == memoryview(other)
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # writable, like a bytearray
+
+    def __repr__(self) -> str:
+        return f"<Payload of {len(self)} bytes>"
+
+    def __iter__(self) -> Iterator[int]:  # a mmap yields bytes, `bytes` yields int
+        return iter(builtins.memoryview(self))
+
+    def memoryview(self) -> builtins.memoryview:
+        """A view without a copy."""
+        return builtins.memoryview(self)
+
+    def to_bytes(self) -> bytes:
+        """A copy as ``bytes``."""
+        return bytes(builtins.memoryview(self))
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """The text, as ``bytes.decode``."""
+        return str(builtins.memoryview(self), encoding, errors)
+
+
+class EmptyPayload(bytes):
+    """A shard of no bytes, with the same methods: no bytes cannot be mapped."""
+
+    def memoryview(self) -> builtins.memoryview:
+        """A view without a copy."""
+        return builtins.memoryview(self)
+
+    def to_bytes(self) -> bytes:
+        """Empty ``bytes``."""
+        return b""
+
+
+AnyPayload = Payload | EmptyPayload
+
+
+def as_buffer(data: Any) -> memoryview:
+    """A payload of the user as contiguous bytes; raises ``TypeError`` for what has no buffer."""
+    view = memoryview(data)
+    if not view.contiguous:
+        raise TypeError("not contiguous")
+    return view.cast("B") if view.nbytes else memoryview(b"")

@@ -1,0 +1,237 @@
+"""Reading one shard: whole into new memory, in parts into memory that exists, or for the checks alone.
+
+Owns the way from a shard record to verified raw bytes; knows nothing of trees. ``store`` and ``compat`` use it. Every
+byte read is checked: each chunk in the worker that fetched it, the whole by combining; a foreign shard without
+checksums is checked for its size.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from .engine.arena import SharedMemory
+from .engine.checksum import combine_all_crc32c, format_crc32c
+from .engine.contract import Location
+from .engine.errors import CancelledError, CorruptError, MemoryLimitError, S3dlioError
+from .engine.job import FetchJob, buffer_address, fetch_through_slots
+from .engine.memory import headroom
+from .engine.messages import Fetch, Inflate, Inflated, Span
+from .engine.plan import MIB
+from .engine.pool import Pool
+from .index import Chunk, ShardIndex, open_index
+from .payload import AnyPayload, EmptyPayload, Payload
+from .records import IndexRef, ShardRecord
+
+_INLINE_INDEX = 1 * MIB
+
+OnBytes = Callable[[int], None]
+"""Called with the number of raw bytes that have just been read and checked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Raw bytes [start, stop) of a shard; ``copy_from(address, start, stop)``, relative to ``start``, takes them."""
+
+    start: int
+    stop: int
+    copy_from: Callable[[int, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """A chunk of a shard without an index: CRC-32C unknown."""
+
+    raw_offset: int
+    raw_size: int
+    stored_offset: int
+    stored_size: int
+    codec: str = "none"
+    crc32c: int | None = None
+
+
+class ShardReader:
+    """Reads shards of one store through a pool."""
+
+    def __init__(self, pool: Pool, location: Location) -> None:
+        self._pool = pool
+        self._location = location
+
+    def index(self, record: ShardRecord) -> ShardIndex | None:
+        """The shard's index, checked; ``None`` for a shard of the published package."""
+        if record.index is None:
+            return None
+        if record.index.size <= _INLINE_INDEX:
+            data, _ = self._pool.control(self._location).read(record.index.key, limit=record.index.size)
+            return open_index(data, record)
+        return open_index(memoryview(self._large_index(record.index)), record)
+
+    def whole(self, record: ShardRecord, index: ShardIndex | None, on_bytes: OnBytes | None = None) -> AnyPayload:
+        """All raw bytes in new memory."""
+        if index is None and record.codec == "zstd":
+            return self._inflate(record)
+        size = index.raw_size if index is not None else record.size
+        if size == 0:
+            return self._check_empty(record)
+        chunks = self._chunks(record, index)
+
+        def fetch(memory: int) -> None:
+            self._fetch(record, chunks, lambda chunk: Span(memory, chunk.raw_offset, chunk.raw_size), on_bytes)
+
+        return self._land(record.key, size, fetch)
+
+    def pieces(self, record: ShardRecord, index: ShardIndex, wanted: Iterable[Wanted]) -> None:
+        """Read the chunks that hold the wanted bytes, each once, and hand the bytes over."""
+        jobs = _by_chunk(index, sorted(wanted, key=lambda each: each.start))
+        largest = max((chunk.raw_size for chunk, _ in jobs), default=0)
+        if largest > self._pool.arena.slot_size:  # saved with larger chunks than this pool's: by way of a landing
+            whole = self.whole(record, index)
+            base = buffer_address(memoryview(whole))
+            for chunk, takers in jobs:
+                _hand_over(chunk, takers, base + chunk.raw_offset)
+            return
+        fetch_through_slots(
+            self._pool,
+            [
+                (self._task(record, chunk, None), partial(_hand_over, chunk, takers))
+                for chunk, takers in jobs
+            ],
+        )
+
+    def verify(self, record: ShardRecord, on_bytes: OnBytes | None = None) -> int:
+        """Read and check every byte, keeping none; raw bytes checked."""
+        index = self.index(record)
+        if index is None and record.codec == "zstd":
+            return len(self._inflate(record))
+        if index is not None and not len(index.chunks):
+            self._check_empty(record)
+            return 0
+        chunks = self._chunks(record, index)
+        self._fetch(record, chunks, lambda _: None, on_bytes)
+        return sum(chunk.raw_size for chunk in chunks)
+
+    # parts of the above
+
+    def _chunks(self, record: ShardRecord, index: ShardIndex | None) -> Sequence[Chunk | _Chunk]:
+        if index is not None:
+            return index.chunks
+        step = self._pool.arena.slot_size
+        starts = range(0, record.size, step)
+        return [_Chunk(at, min(step, record.size - at), at, min(step, record.size - at)) for at in starts]
+
+    def _task(self, record: ShardRecord, chunk: Chunk | _Chunk, target: Span | None) -> Fetch:
+        return Fetch(
+            self._location,
+            record.key,
+            chunk.stored_offset,
+            chunk.stored_size,
+            chunk.codec,
+            chunk.raw_size,
+            chunk.crc32c,
+            target,
+        )
+
+    def _fetch(
+        self,
+        record: ShardRecord,
+        chunks: Sequence[Chunk | _Chunk],
+        target: Callable[[Chunk | _Chunk], Span | None],
+        on_bytes: OnBytes | None,
+    ) -> None:
+        job = FetchJob(self._pool, [self._task(record, chunk, target(chunk)) for chunk in chunks], on_bytes)
+        try:
+            crcs = job.future.result()
+        except S3dlioError:
+            raise
+        except BaseException:  # KeyboardInterrupt: nobody may write to the target once it is gone
+            job.cancel(CancelledError(f"the load of {record.key} was given up"))
+            job.future.exception()
+            raise
+        found = format_crc32c(combine_all_crc32c(zip(crcs, (chunk.raw_size for chunk in chunks), strict=True)))
+        if record.checksum is not None and found != record.checksum:
+            raise CorruptError(
+                f"{self._location.uri}: {record.key} does not match its checksum (recorded {record.checksum}, "
+                f"found {found}); load another checkpoint"
+            )
+
+    def _land(self, name: str, size: int, fetch: Callable[[int], None]) -> Payload:
+        """New memory of ``size`` bytes, filled by ``fetch(number)``."""
+        room = headroom()
+        if size > room:
+            raise MemoryLimitError(
+                f"{name} needs {size} bytes of memory, {room} are left: free memory, or load with names= or into="
+            )
+        memory = SharedMemory("s3dlio-load", size)
+        number = self._pool.attach(memory)
+        try:
+            fetch(number)
+            return Payload(memory.fd, size)
+        finally:
+            self._pool.detach(number, memory)
+
+    def _inflate(self, record: ShardRecord) -> AnyPayload:
+        """A zstd stream without an index: its decoded size is known only once it is decoded."""
+        memory = SharedMemory("s3dlio-load", 0)
+        number = self._pool.attach(memory)
+        try:
+            task = Inflate(self._location, record.key, record.size, number, headroom())
+            result = self._pool.run(task).result()
+            assert isinstance(result, Inflated)
+            found = format_crc32c(result.crc)
+            if record.checksum is not None and found != record.checksum:
+                raise CorruptError(
+                    f"{self._location.uri}: {record.key} does not match its checksum (recorded {record.checksum}, "
+                    f"found {found}); load another checkpoint"
+                )
+            return Payload(memory.fd, result.raw) if result.raw else EmptyPayload()
+        finally:
+            self._pool.detach(number, memory)
+
+    def _check_empty(self, record: ShardRecord) -> EmptyPayload:
+        info = self._pool.control(self._location).head(record.key)
+        if info.size != record.size:
+            raise CorruptError(f"{self._location.uri}: {record.key} has {info.size} bytes instead of {record.size}")
+        return EmptyPayload()
+
+    def _large_index(self, ref: IndexRef) -> AnyPayload:
+        step = self._pool.arena.slot_size
+
+        def fetch(memory: int) -> None:
+            tasks = []
+            for at in range(0, ref.size, step):
+                size = min(step, ref.size - at)
+                tasks.append(Fetch(self._location, ref.key, at, size, "none", size, None, Span(memory, at, size)))
+            FetchJob(self._pool, tasks).future.result()
+
+        return self._land(ref.key, ref.size, fetch)
+
+
+_Takers = list[tuple[Wanted, int, int]]
+
+
+def _by_chunk(index: ShardIndex, wanted: list[Wanted]) -> list[tuple[Chunk, _Takers]]:
+    """Each chunk that holds wanted bytes, with who takes which of the shard's bytes [start, stop) from it."""
+    jobs: dict[int, _Takers] = {}
+    for each in wanted:
+        for number in index.chunks.covering(each.start, each.stop):
+            chunk = index.chunks[number]
+            start = max(each.start, chunk.raw_offset)
+            stop = min(each.stop, chunk.raw_offset + chunk.raw_size)
+            jobs.setdefault(number, []).append((each, start, stop))
+    return [(index.chunks[number], takers) for number, takers in sorted(jobs.items())]
+
+
+def _hand_over(chunk: Chunk, takers: _Takers, address: int) -> None:
+    for each, start, stop in takers:
+        each.copy_from(address + start - chunk.raw_offset, start - each.start, stop - each.start)
+
+
+def copy_to_memory(base: int) -> Callable[[int, int, int], None]:
+    """A taker that lands bytes in memory at ``base``."""
+
+    def take(address: int, start: int, stop: int) -> None:
+        ctypes.memmove(base + start, address, stop - start)
+
+    return take

@@ -1,0 +1,482 @@
+"""``CheckpointStore``: saving and loading the state of a training run, in the background and whole or not at all.
+
+The public face. Owns the order of things (name, stage, store, commit, prune) and delegates each: ``content`` flattens,
+``writer`` and ``reader`` move bytes through the shared pool, ``saving`` keeps promises, ``commit``, ``catalog`` and
+``removal`` speak the store's protocol.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from . import catalog, leftovers, pools, removal
+from .commit import check_meta, commit
+from .config import CheckpointConfig, parse_uri
+from .content import Content, content_of
+from .engine.contract import Control
+from .engine.errors import CheckpointNotFoundError, ConfigError, DeadlineError, PoolClosedError, S3dlioError
+from .engine.ledger import StoredObject
+from .engine.pool import EXIT_TIMEOUT, Pool, PoolConfig
+from .handle import Handle
+from .ids import CheckpointId, IdClock, check_step
+from .info import CheckpointInfo
+from .manifest import Manifest
+from .reader import OnBytes, ShardReader
+from .records import ShardRecord
+from .restoring import load_into, load_named, load_whole
+from .saving import Finisher, Save
+from .strategy import Strategy
+from .writer import Shard, ShardWriter
+
+_log = logging.getLogger("s3dlio")
+COORDINATORS = ("auto", None)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What ``verify`` read and found right: shards and raw bytes of one checkpoint."""
+
+    info: CheckpointInfo
+    shards: int
+    bytes: int
+
+    @property
+    def ok(self) -> bool:
+        """True: damage raises instead."""
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Meta:
+    """What the user says about a save."""
+
+    step: int
+    epoch: int
+    framework: str
+    user_meta: Any
+    label: str | None
+
+
+class CheckpointStore:
+    """Checkpoints of one run at ``uri`` (``file:///dir`` or ``direct:///dir``); options as in ``CheckpointConfig``.
+
+    Opening touches nothing: worker processes start with the first operation. Use it as a context manager, or ``close``
+    it. Its methods may be called by several threads; a forked child starts workers of its own when it uses the store.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        strategy: Strategy | str | None = None,
+        *,
+        compression: str | None = None,
+        compression_level: int = 3,
+        multipart_threshold: int | None = None,
+        memory: int | None = None,
+        workers: int | None = None,
+        chunk_size: int | None = None,
+        keep_last: int | None = None,
+        config: CheckpointConfig | None = None,
+    ) -> None:
+        self.uri = uri
+        self.location = parse_uri(uri)
+        defaults = config or CheckpointConfig()
+        self.config = (
+            defaults
+            if config is not None
+            else CheckpointConfig(
+                strategy=Strategy.parse(strategy),
+                compression=compression,
+                compression_level=compression_level,
+                multipart_threshold=defaults.multipart_threshold
+                if multipart_threshold is None
+                else multipart_threshold,
+                memory=memory,
+                workers=workers,
+                chunk_size=defaults.chunk_size if chunk_size is None else chunk_size,
+                keep_last=keep_last,
+            )
+        )
+        self._pool_config = PoolConfig(
+            memory=self.config.memory,
+            workers=self.config.workers,
+            slot_size=self.config.chunk_size,
+            ranks_on_host=_ranks_on_host(),
+        )
+        self._clock = IdClock()
+        self._seen = False
+        self._finisher = Finisher()
+        self._failed: list[Save] = []
+        self._loading: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._pool: Pool | None = None
+        self._pid = os.getpid()
+        self._closed = False
+        _open_stores.add(self)
+
+    @classmethod
+    def open(cls, uri: str) -> CheckpointStore:
+        """A store with default options."""
+        return cls(uri)
+
+    @classmethod
+    def open_with_config(cls, uri: str, config: CheckpointConfig) -> CheckpointStore:
+        """A store with these options."""
+        return cls(uri, config=config)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self._finisher.pending())} saves in flight"
+        return f"<CheckpointStore {self.uri}: {state}>"
+
+    def __enter__(self) -> CheckpointStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except S3dlioError:
+            if error is None:  # else the body's own error is the one to see; the save's was logged
+                raise
+
+    # saving
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        epoch: int = 0,
+        framework: str | None = None,
+        user_meta: Any = None,
+        id: str | None = None,
+        coordinator: str | None = "auto",
+    ) -> CheckpointInfo:
+        """Save and wait until it is committed. Arguments and errors as in ``save_async``."""
+        handle = self.save_async(
+            step, state, epoch=epoch, framework=framework, user_meta=user_meta, id=id, coordinator=coordinator
+        )
+        try:
+            return handle.result()
+        except KeyboardInterrupt:
+            handle.cancel()
+            raise
+
+    def save_async(
+        self,
+        step: int,
+        state: Any,
+        *,
+        epoch: int = 0,
+        framework: str | None = None,
+        user_meta: Any = None,
+        id: str | None = None,
+        coordinator: str | None = "auto",
+        defer_staging: bool = False,
+    ) -> Handle:
+        """Copy ``state`` and return; storing and committing go on in the background.
+
+        ``state``: nested dicts, lists and tuples of NumPy or torch arrays, scalars, strings, bytes and ``None``; or one
+        bytes-like payload. ``epoch``, ``framework`` and ``user_meta`` (JSON) are recorded; ``id`` labels the save. With
+        ``defer_staging`` it returns at once, copies in a thread, and the arrays must not change before
+        ``handle.wait_staged()``. Raises ``ConfigError`` and ``UnsupportedError`` (with the path in the tree) before
+        anything is written; whatever happens later is raised by the handle.
+        """
+        check_step(step)
+        _check_coordinator(coordinator)
+        check_meta(epoch, framework or "", user_meta, id)
+        content = content_of(state)
+        meta = _Meta(int(step), epoch, framework or content.framework, user_meta, id)
+        writer = self._writer()
+        shard = writer.shard(self._mint(step), 0, epoch, empty=not content.source.total, label=id)
+        save = Save(shard.id.name, writer.start(shard, content.source.total, content.runs))
+        save.committed.add_done_callback(lambda _: self._note_failure(save))
+        self._finisher.follow(
+            save,
+            lambda save, stored: self._finish(save, stored, writer, shard, content, meta),
+            discard=lambda: writer.discard(shard),
+        )
+        if defer_staging:
+            threading.Thread(target=_stage_quietly, args=(save, content), name="s3dlio-stage", daemon=True).start()
+            return Handle(save)
+        try:
+            save.stage(content.source)
+        except BaseException:
+            save.asked = True
+            raise
+        return Handle(save)
+
+    def _finish(
+        self, save: Save, stored: StoredObject, writer: ShardWriter, shard: Shard, content: Content, meta: _Meta
+    ) -> CheckpointInfo:
+        """Index, commit, prune; runs in the finisher's thread."""
+        record = writer.finish(
+            shard,
+            stored,
+            tree=content.tree() if content.tree else None,
+            table=content.table() if content.table else None,
+        )
+        save.durable.set_result(record)
+        committed = commit(
+            writer.control,
+            [record],
+            step=meta.step,
+            epoch=meta.epoch,
+            framework=meta.framework,
+            world_size=1,
+            user_meta=meta.user_meta,
+            label=meta.label,
+        )
+        if self.config.keep_last is not None:
+            self._prune_quietly(self.config.keep_last)
+        return CheckpointInfo.of(committed.manifest)
+
+    def _prune_quietly(self, keep_last: int) -> None:
+        """The save is committed; that older ones stay longer must not make it fail."""
+        try:
+            self.prune(keep_last=keep_last)
+        except S3dlioError as error:
+            _log.warning("older checkpoints were not pruned: %s", error)
+
+    def _note_failure(self, save: Save) -> None:
+        if save.committed.exception() is not None:
+            with self._lock:
+                self._failed.append(save)
+
+    # loading
+
+    def load(
+        self,
+        step: int | None = None,
+        *,
+        into: Any = None,
+        names: str | Iterable[str] | None = None,
+        rank: int | None = None,
+    ) -> Any:
+        """The state of the newest committed checkpoint, or of ``step``'s newest save.
+
+        Arrays are views of one memory, without a copy, so a kept array pins the whole shard. ``into``: a state of the
+        same structure whose arrays are filled in place; names, shapes, dtypes are checked before a byte is written.
+        ``names``: globs; only these arrays are read, as a dict by name. A payload comes back bytes-like. ``rank``:
+        whose shard, for a checkpoint of several ranks. Raises ``CheckpointNotFoundError``, ``CorruptError`` for bytes
+        that are not those saved, ``ConfigError`` with everything that does not fit ``into`` or ``names``.
+        """
+        if into is not None and names is not None:
+            raise ConfigError("load takes into= or names=, not both")
+        with self._open_checkpoint(step) as (manifest, reader):
+            record = _shard_of(manifest, rank)
+            if into is not None:
+                return load_into(reader, record, into)
+            if names is not None:
+                return load_named(reader, record, names)
+            return load_whole(reader, record)
+
+    def verify(self, step: int | None = None, *, on_bytes: OnBytes | None = None) -> VerifyReport:
+        """Read every byte of a checkpoint back and check every checksum; ``CorruptError`` names what is damaged.
+
+        ``on_bytes`` is called with the number of bytes just checked, in a thread of the pool.
+        """
+        with self._open_checkpoint(step) as (manifest, reader):
+            total = sum(reader.verify(record, on_bytes) for record in manifest.shards)
+            return VerifyReport(CheckpointInfo.of(manifest), len(manifest.shards), total)
+
+    def read_shard(self, step: int | None = None, *, rank: int | None = None) -> Any:
+        """A shard's raw bytes, bytes-like: of a state, a valid safetensors file."""
+        with self._open_checkpoint(step) as (manifest, reader):
+            record = _shard_of(manifest, rank)
+            return reader.whole(record, reader.index(record))
+
+    @contextmanager
+    def _open_checkpoint(self, step: int | None) -> Iterator[tuple[Manifest, ShardReader]]:
+        """A manifest and a reader; the checkpoint is not pruned by this process meanwhile."""
+        manifest = self._resolve(step)
+        name = manifest.id.name
+        with self._lock:
+            self._loading[name] += 1
+        try:
+            yield manifest, ShardReader(self._use_pool(), self.location)
+        finally:
+            with self._lock:
+                self._loading[name] -= 1
+                if not self._loading[name]:
+                    del self._loading[name]
+
+    def _resolve(self, step: int | None) -> Manifest:
+        if step is not None:
+            return catalog.find(self.control(), check_step(step))
+        manifest = catalog.resolve_latest(self.control())
+        if manifest is None:
+            raise CheckpointNotFoundError(f"{self.uri} holds no committed checkpoint")
+        return manifest
+
+    # the catalogue
+
+    def list(self) -> list[CheckpointInfo]:
+        """All committed checkpoints in order of saving."""
+        return catalog.list_checkpoints(self.control())
+
+    def latest(self) -> CheckpointInfo | None:
+        """The newest committed checkpoint by (start of the save, step); ``None`` in an empty store."""
+        manifest = catalog.resolve_latest(self.control())
+        return None if manifest is None else CheckpointInfo.of(manifest)
+
+    def info(self, step: int) -> CheckpointInfo:
+        """The newest save of ``step``; ``CheckpointNotFoundError`` if there is none."""
+        return CheckpointInfo.of(self._resolve(step))
+
+    def delete(self, step: int) -> bool:
+        """Remove every save of ``step``; whether there was one."""
+        return removal.delete(self.control(), step)
+
+    def prune(self, keep_last: int) -> int:
+        """Remove all but the ``keep_last`` newest checkpoints, none that is being loaded here; how many went."""
+        with self._lock:
+            protect = set(self._loading)
+        return len(removal.prune(self.control(), keep_last, protect=protect))
+
+    def cleanup(self, min_age: float = leftovers.DAY) -> int:
+        """Remove what saves that never committed left behind ``min_age`` seconds ago or longer; how many objects."""
+        found = leftovers.find_leftovers(self.control(), min_age=min_age)
+        leftovers.remove_leftovers(self.control(), found)
+        return len(found.objects) + len(found.uploads)
+
+    # life
+
+    def warmup(self, nbytes: int | None = None) -> int:
+        """Start the workers and make ``nbytes`` of the arena warm (default: all of it); the bytes that are warm now.
+
+        The first save into cold memory copies at a tenth of the speed.
+        """
+        return self._use_pool().warmup(nbytes)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Wait up to ``timeout`` seconds for saves in flight, then leave the pool.
+
+        Raises the first failure of a save that nobody asked about, ``DeadlineError`` if saves had to be given up.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        _open_stores.discard(self)
+        unfinished = self._wait_for_saves(timeout)
+        if self._pool is not None and self._pid == os.getpid():
+            pools.give_back(self._pool_config, self._pool, 0 if unfinished else None)
+            self._wait_for_saves(None)
+        self._finisher.close()
+        if unfinished:
+            names = ", ".join(save.name for save in unfinished)
+            raise DeadlineError(f"{self.uri}: given up after {timeout} s, not committed: {names}")
+        for save in self._failed:
+            if not save.asked and (error := save.committed.exception()) is not None:
+                save.asked = True
+                raise error
+
+    def _wait_for_saves(self, timeout: float | None) -> Sequence[Save]:
+        """Saves that have not ended by then; those that have not are cancelled."""
+        if self._pid != os.getpid():
+            return []
+        deadline = None if timeout is None else time.monotonic() + timeout
+        unfinished = []
+        for save in self._finisher.pending():
+            if not save.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                save.cancel()
+                unfinished.append(save)
+        return unfinished
+
+    def control(self) -> Control:
+        """The small operations of this store, carried out by the workers."""
+        return self._use_pool().control(self.location)
+
+    def _writer(self) -> ShardWriter:
+        return ShardWriter(self._use_pool(), self.location, self.config)
+
+    def _use_pool(self) -> Pool:
+        with self._lock:
+            if self._closed:
+                raise PoolClosedError(f"the store {self.uri} is closed")
+            if self._pool is None or self._pid != os.getpid():
+                self._pool = pools.borrow(self._pool_config)
+                self._pid = os.getpid()
+            return self._pool
+
+    def _mint(self, step: int) -> CheckpointId:
+        """A new id behind every one in the store; the store is listed once."""
+        if not self._seen:
+            self._clock.see(catalog.list_ids(self.control()))
+            self._seen = True
+        return self._clock.mint(step)
+
+
+def _stage_quietly(save: Save, content: Content) -> None:
+    """Stage in a thread of its own; the handle tells what became of it."""
+    try:
+        save.stage(content.source)
+    except Exception as error:  # noqa: BLE001 - it is the handle's to raise
+        _log.debug("staging of %s failed: %s", save.name, error)
+
+
+def _shard_of(manifest: Manifest, rank: int | None) -> ShardRecord:
+    if rank is None and manifest.world_size > 1:
+        raise ConfigError(
+            f"step {manifest.step} was saved by {manifest.world_size} ranks: pass rank= to load the shard of one"
+        )
+    wanted = 0 if rank is None else rank
+    for shard in manifest.shards:
+        if shard.rank == wanted:
+            return shard
+    raise ConfigError(f"rank {rank} is outside the world of {manifest.world_size} ranks of step {manifest.step}")
+
+
+def _check_coordinator(coordinator: str | None) -> None:
+    """Until ranks agree on one checkpoint through this store, a rank among several must say that it saves alone."""
+    if coordinator not in COORDINATORS:
+        raise ConfigError(f"coordinator must be 'auto' or None, not {coordinator!r}")
+    distributed = sys.modules.get("torch.distributed")
+    ranks = 1
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        ranks = distributed.get_world_size()
+    if coordinator == "auto" and ranks > 1:
+        raise ConfigError(
+            f"torch.distributed runs {ranks} ranks: pass coordinator=None to save this rank's state as a checkpoint "
+            "of its own, or use PyCheckpointStore(...).writer(world_size, rank) and finalize on one rank"
+        )
+
+
+def _ranks_on_host() -> int:
+    """Ranks that share this machine's memory, as launchers tell (torchrun, and MPI's of Open MPI and MVAPICH)."""
+    for name in ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE"):
+        value = os.environ.get(name, "")
+        if value.isdigit() and int(value) > 0:
+            return int(value)
+    return 1
+
+
+_open_stores: weakref.WeakSet[CheckpointStore] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    """At the interpreter's end: finish what is in flight, in bounded time, and say what failed."""
+    for store in list(_open_stores):
+        pending = len(store._finisher.pending()) if store._pid == os.getpid() else 0
+        if pending:
+            _log.warning("%s was not closed: waiting for %d saves in flight", store.uri, pending)
+        try:
+            store.close(EXIT_TIMEOUT)
+        except S3dlioError as error:
+            _log.error("%s: %s", store.uri, error)
+
+
+atexit.register(_close_all)
