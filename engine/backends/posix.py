@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from ..contract import Limits, Location, ObjectInfo, PartReceipt, Segments, UploadInfo
+from ..contract import Limits, Location, ObjectInfo, PartReceipt, Segments, UploadInfo, check_key
 from ..errors import ConfigError, CorruptError, NotFoundError, PreconditionError, StorageError
 from . import durable
 from .checks import check_part, check_parts, check_put, check_range
@@ -218,7 +218,7 @@ class PosixBackend:
         """Nothing is held: files are open within a call only."""
 
     def _path(self, key: str) -> str:
-        check_name(key)
+        check_name(check_key(key))
         return f"{self._root.rstrip('/')}/{key}"
 
     def _stat(self, path: str) -> os.stat_result | None:
