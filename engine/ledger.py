@@ -16,9 +16,9 @@ from enum import Enum
 
 from .checksum import combine_crc32c
 from .contract import Location, ObjectInfo, PartReceipt
-from .errors import S3dlioError
+from .errors import CorruptError, S3dlioError, StorageError
 from .messages import Abort, Begin, Complete, Encode, Encoded, PutWhole, Runs, Span, Stored, StorePart, Task
-from .plan import Gatherer, Part, Piece, SavePlan
+from .plan import PIECES, Gatherer, Part, Piece, SavePlan
 
 RAW = "none"
 ARENA = 0
@@ -237,7 +237,7 @@ class SaveLedger:
     def _encode(self) -> list[Action]:
         """Send chunks to be encoded, in order, while there is a spare slot for what comes out."""
         actions: list[Action] = []
-        while self._encoded and (chunk := self._chunks.get(self._encode_next)) is not None:
+        while self._encoded and self._error is None and (chunk := self._chunks.get(self._encode_next)) is not None:
             if chunk.codec != RAW:
                 if not self._spare:
                     break
@@ -286,7 +286,16 @@ class SaveLedger:
             self._gather_next += 1
         if self.phase is Phase.CLOSING and self._gather_next == self._count:
             self._finish_gathering()
+        if len(self._parts) > self.spec.plan.limits.parts_max:
+            return actions + self.cancel(self._too_long())
         return actions + self._send()
+
+    def _too_long(self) -> S3dlioError:
+        most, stored = self.spec.plan.limits.parts_max, sum(part.size for part in self._parts.values())
+        return StorageError(
+            f"{self.spec.location.uri}: {self.spec.key}: {stored} bytes of a stream are more than {most} parts, the "
+            "most that one object has: pass its size, raise chunk_size= or memory=, or write several objects"
+        )
 
     def _finish_gathering(self) -> None:
         before = self._gatherer.pending
@@ -296,8 +305,8 @@ class SaveLedger:
         self.phase = Phase.PUBLISHING
 
     def _room(self, chunk: _Chunk) -> Piece | None:
-        """Room behind the last pending bytes for a small encoded chunk (a quarter slot: the copy is then < 1 ms)."""
-        if chunk.target is None or chunk.stored is None or chunk.stored > self.spec.slot_size // 4:
+        """Room behind the last pending bytes for a small encoded chunk; ``plan_save`` counts on it."""
+        if chunk.target is None or chunk.stored is None or chunk.stored > self.spec.slot_size // PIECES:
             return None
         room = self._gatherer.room(chunk.stored, self.spec.slot_size)
         return room if room is not None and room.slot in self._reserve else None
@@ -369,8 +378,15 @@ class SaveLedger:
             self._chunks[index].crc = crc
 
     def _on_published(self, info: ObjectInfo) -> list[Action]:
-        self.phase = Phase.STORED
         result = self._result(info)
+        if info.size != result.info.size:
+            return self.cancel(
+                CorruptError(
+                    f"{self.spec.location.uri}: {self.spec.key}: the store holds {info.size} bytes of "
+                    f"{result.info.size} that were sent; save again"
+                )
+            )
+        self.phase = Phase.STORED
         spare = [Free(slot) for slot in self._spare]
         self._spare.clear()
         return [*spare, Finish(result, None)]
@@ -398,7 +414,7 @@ class SaveLedger:
             if self._upload is not None:
                 return [self._run(("abort", 0), Abort(self.spec.location, self.spec.key, self._upload))]
         self.phase = Phase.DEAD
-        slots = sorted({slot for slot, uses in self._uses.items() if uses} | set(self._spare))
+        slots = sorted(self._uses.keys() | self._reserve)  # a target that was being encoded into is in neither list
         self._uses.clear()
         self._spare.clear()
         return [*map(Free, slots), Finish(None, self._error)]
