@@ -68,7 +68,7 @@ class CheckpointConfig:
             object.__setattr__(self, "strategy", Strategy.parse(self.strategy))
         if self.compression is not None and self.compression not in COMPRESSIONS:
             raise ConfigError(f"compression {self.compression!r} is unknown: it is one of {', '.join(COMPRESSIONS)}")
-        if self.compression_level not in LEVELS:
+        if type(self.compression_level) is not int or self.compression_level not in LEVELS:
             raise ConfigError(f"compression_level must be 1 to 22, not {self.compression_level!r}")
         _check_count("multipart_threshold", self.multipart_threshold, least=0)
         _check_count("keep_last", self.keep_last, least=1)

@@ -66,6 +66,8 @@ AnyPayload = Payload | EmptyPayload
 def as_buffer(data: Any) -> memoryview:
     """A payload of the user as contiguous bytes; raises ``TypeError`` for what has no buffer."""
     view = memoryview(data)
+    if view.format == "O":
+        raise TypeError("its elements are Python objects")
     if not view.contiguous:
         raise TypeError("not contiguous")
     return view.cast("B") if view.nbytes else memoryview(b"")
