@@ -135,6 +135,13 @@ class Arena:
             self.release([slot])
             self._exhausted = True  # until a slot comes back: asking the kernel again at once would spin
 
+    def try_lease(self) -> int | None:
+        """A slot if one is free at once, as ``lease``."""
+        try:
+            return self.lease(deadline=0.0)
+        except DeadlineError:
+            return None
+
     def _take(self, deadline: float | None, stop: Callable[[], bool]) -> int:
         with self._changed:
             while True:

@@ -10,40 +10,53 @@ import mmap
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .engine.errors import UnsupportedError
-from .engine.job import BufferSource, Source
 from .engine.messages import Runs
+from .engine.source import BufferSource, Source
 from .payload import as_buffer
+
+if TYPE_CHECKING:
+    from .tensors import Flattened
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Raw bytes, the element widths in them, and for a state the JSON pieces of its tree and table.
-
-    ``framework`` is that of a state's arrays: ``pytorch``, ``numpy``, or ``bytes`` for a payload.
-    """
+    """Raw bytes, the element widths in them, and for a state the JSON pieces of its tree and table."""
 
     source: Source
-    framework: str
     runs: Callable[[int, int], Runs] | None = None
     tree: Callable[[], Iterator[bytes]] | None = None
     table: Callable[[], Iterator[bytes]] | None = None
 
 
-def content_of(state: Any) -> Content:
-    """The content of ``state``; ``UnsupportedError`` names the path of what cannot be stored."""
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A state whose structure was read and checked; ``content()`` lays it out, which may happen in another thread."""
+
+    framework: str
+    content: Callable[[], Content]
+
+
+def draft_of(state: Any) -> Draft:
+    """The draft of ``state``; ``UnsupportedError`` names the path of what cannot be stored."""
     if isinstance(state, (bytes, bytearray, memoryview, mmap.mmap)):
-        return payload_of(state)
-    from .tensors import ShardImage, dump_json_pieces, dump_tree, flatten, plan_layout
+        payload = payload_of(state)
+        return Draft("bytes", lambda: payload)
+    from .tensors import flatten
 
     flat = flatten(state)
-    layout = plan_layout(flat)
     torch = any(leaf.framework == "torch" for leaf in flat.leaves)
+    return Draft("pytorch" if torch else "numpy", lambda: _lay_out(flat))
+
+
+def _lay_out(flat: Flattened) -> Content:
+    from .tensors import ShardImage, dump_json_pieces, dump_tree, plan_layout
+
+    layout = plan_layout(flat)
     return Content(
         _Image(ShardImage(flat.leaves, layout)),
-        "pytorch" if torch else "numpy",
         width_runs(layout.width_runs),
         lambda: dump_tree(flat.tree),
         lambda: dump_json_pieces(layout.table),
@@ -52,7 +65,7 @@ def content_of(state: Any) -> Content:
 
 def payload_of(data: Any) -> Content:
     """The content of one buffer, read in place; an array that is not C-contiguous is gathered once."""
-    return Content(BufferSource(buffer_of(data)), "bytes")
+    return Content(BufferSource(buffer_of(data)))
 
 
 def buffer_of(data: Any) -> memoryview:

@@ -16,11 +16,12 @@ from .engine.arena import SharedMemory
 from .engine.checksum import combine_all_crc32c, format_crc32c
 from .engine.contract import Location
 from .engine.errors import CancelledError, CorruptError, MemoryLimitError, S3dlioError
-from .engine.job import FetchJob, buffer_address, fetch_through_slots
+from .engine.fetch import FetchJob, fetch_through_slots
 from .engine.memory import headroom
 from .engine.messages import Fetch, Inflate, Inflated, Span
 from .engine.plan import MIB
 from .engine.pool import Pool
+from .engine.source import buffer_address
 from .index import Chunk, ShardIndex, open_index
 from .payload import AnyPayload, EmptyPayload, Payload
 from .records import IndexRef, ShardRecord
@@ -94,10 +95,7 @@ class ShardReader:
             return
         fetch_through_slots(
             self._pool,
-            [
-                (self._task(record, chunk, None), partial(_hand_over, chunk, takers))
-                for chunk, takers in jobs
-            ],
+            [(self._task(record, chunk, None), partial(_hand_over, chunk, takers)) for chunk, takers in jobs],
         )
 
     def verify(self, record: ShardRecord, on_bytes: OnBytes | None = None) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .engine.errors import ConfigError
-from .engine.job import buffer_address
+from .engine.source import buffer_address
 from .index import ShardIndex
 from .reader import ShardReader, Wanted, copy_to_memory
 from .records import ShardRecord

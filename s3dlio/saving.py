@@ -16,8 +16,9 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
 from .engine.errors import CancelledError
-from .engine.job import Progress, SaveJob, Source
+from .engine.job import Progress, SaveJob
 from .engine.ledger import StoredObject
+from .engine.source import Source
 from .info import CheckpointInfo
 from .records import ShardRecord
 
@@ -29,17 +30,19 @@ _PHASES = {"open": "staging", "closing": "storing", "publishing": "storing", "st
 class Save:
     """One save of a state or a payload, as its handle sees it. ``asked``: somebody has seen how it ended."""
 
-    def __init__(self, name: str, job: SaveJob) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.job = job
         self.staged: Future[None] = Future()
         self.durable: Future[ShardRecord] = Future()
         self.committed: Future[CheckpointInfo] = Future()
         self.asked = False
+        self._job: SaveJob | None = None
+        self._cancelled = False
+        self._lock = threading.Lock()
 
     def progress(self) -> Progress:
         """The job's progress; the phases after it are the save's."""
-        job = self.job.progress()
+        job = self._job.progress() if self._job is not None else Progress(0, 0, 0, 0, "waiting")
         phase = _PHASES.get(job.phase, job.phase)
         if self.committed.done():
             phase = "committed" if self.committed.exception() is None else "failed"
@@ -49,11 +52,14 @@ class Save:
 
     def cancel(self) -> bool:
         """Give up unless it is durable."""
-        if self.durable.done():
-            return False
-        self.asked = True  # whoever cancels knows how it ends
-        self.job.cancel(CancelledError(f"the save of {self.name} was cancelled"))
-        return True
+        with self._lock:
+            if self.durable.done():
+                return False
+            self.asked = True  # whoever cancels knows how it ends
+            self._cancelled = True
+            if self._job is not None:
+                self._job.cancel(self._reason())
+            return True
 
     def wait(self, timeout: float | None) -> bool:
         """Whether it has ended within ``timeout`` seconds."""
@@ -63,15 +69,15 @@ class Save:
             return False
         return True
 
-    def stage(self, source: Source) -> None:
-        """Copy everything; raises what the source raises, and then the save has failed with it."""
-        try:
-            self.job.stage(source)
-        except BaseException as error:
-            if not self.staged.done():
-                self.staged.set_exception(error)
-            raise
-        self.staged.set_result(None)
+    def stage(self, job: SaveJob, source: Source, *, quiet: bool) -> None:
+        """Copy everything through ``job``; raises what the source raises, and then the save has failed with it."""
+        with self._lock:
+            self._job = job
+            if self._cancelled:
+                job.cancel(self._reason())
+        job.stage(source, quiet=quiet)
+        if not self.staged.done():
+            self.staged.set_result(None)
 
     def fail(self, error: BaseException) -> None:
         """End every promise that is still open."""
@@ -79,12 +85,12 @@ class Save:
             if not promise.done():
                 promise.set_exception(error)
 
+    def _reason(self) -> CancelledError:
+        return CancelledError(f"the save of {self.name} was cancelled")
+
 
 class Finisher:
-    """The thread of a store that takes durable shards to their commit.
-
-    ``finish(save, stored)`` does the work and returns the committed checkpoint; it runs in that thread.
-    """
+    """The saves of a store that have not ended, and the thread that takes stored shards to their commit."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -93,17 +99,46 @@ class Finisher:
         self._pid = os.getpid()
         self._open: set[Save] = set()
 
-    def follow(
-        self, save: Save, finish: Callable[[Save, StoredObject], CheckpointInfo], discard: Callable[[], None]
-    ) -> None:
-        """Finish ``save`` once its shard is stored; ``discard`` what is there if it fails before it is durable."""
+    def take(self, save: Save) -> None:
+        """A save has begun: ``pending`` until it ends."""
         with self._lock:
             self._open.add(save)
             if self._thread is None or self._pid != os.getpid():
                 self._pid = os.getpid()
                 self._thread = threading.Thread(target=self._run, name="s3dlio-finisher", daemon=True)
                 self._thread.start()
-        save.job.future.add_done_callback(lambda _: self._queue.put(lambda: self._finish(save, finish, discard)))
+
+    def follow(
+        self, save: Save, job: SaveJob, finish: Callable[[StoredObject], CheckpointInfo], discard: Callable[[], None]
+    ) -> None:
+        """Finish ``save`` once its shard is stored; ``discard`` what is there if it fails before it is durable.
+
+        Both run in the finisher's thread.
+        """
+
+        def event() -> None:
+            try:
+                info = finish(job.future.result())
+            except Exception as error:  # noqa: BLE001 - whatever it is, the handle raises it, and waiters must not hang
+                if not save.durable.done():  # afterwards a manifest may name the shard, whatever the commit heard
+                    discard()
+                self.fail(save, error)
+            else:
+                self._end(save, lambda: save.committed.set_result(info))
+
+        job.future.add_done_callback(lambda _: self._queue.put(event))
+
+    def fail(self, save: Save, error: BaseException) -> None:
+        """A save has failed; it is logged, and its handle raises it."""
+        if not save.committed.done():
+            _log.error("the save of %s failed: %s: %s", save.name, type(error).__name__, error)
+            self._end(save, lambda: save.fail(error))
+
+    def _end(self, save: Save, settle: Callable[[], None]) -> None:
+        # Off the list first: whoever is woken by the promise may look at once.
+        with self._lock:
+            self._open.discard(save)
+        settle()
 
     def pending(self) -> list[Save]:
         """Saves that have not ended."""
@@ -121,19 +156,3 @@ class Finisher:
     def _run(self) -> None:
         while (event := self._queue.get()) is not None:
             event()
-
-    def _finish(
-        self, save: Save, finish: Callable[[Save, StoredObject], CheckpointInfo], discard: Callable[[], None]
-    ) -> None:
-        try:
-            info = finish(save, save.job.future.result())
-        except Exception as error:  # noqa: BLE001 - whatever it is, the handle raises it, and waiters must not hang
-            _log.error("the save of %s failed: %s", save.name, error)
-            if not save.durable.done():  # afterwards a manifest may name the shard, whatever the commit heard
-                discard()
-            save.fail(error)
-        else:
-            save.committed.set_result(info)
-        finally:
-            with self._lock:
-                self._open.discard(save)

@@ -18,13 +18,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from types import TracebackType
 from typing import Any
 
 from . import catalog, leftovers, pools, removal
 from .commit import check_meta, commit
 from .config import CheckpointConfig, parse_uri
-from .content import Content, content_of
+from .content import Content, Draft, draft_of
 from .engine.contract import Control
 from .engine.errors import CheckpointNotFoundError, ConfigError, DeadlineError, PoolClosedError, S3dlioError
 from .engine.ledger import StoredObject
@@ -60,13 +61,21 @@ class VerifyReport:
 
 @dataclass(frozen=True, slots=True)
 class _Meta:
-    """What the user says about a save."""
+    """What is recorded of a save beside its bytes."""
 
-    step: int
+    id: CheckpointId
     epoch: int
     framework: str
     user_meta: Any
     label: str | None
+
+
+class _Staging(Enum):
+    """When the copy happens: beside the storing (``save`` waits for both), before it, or in a thread."""
+
+    BESIDE = "beside"
+    QUIET = "quiet"
+    DEFERRED = "deferred"
 
 
 class CheckpointStore:
@@ -166,9 +175,7 @@ class CheckpointStore:
         coordinator: str | None = "auto",
     ) -> CheckpointInfo:
         """Save and wait until it is committed. Arguments and errors as in ``save_async``."""
-        handle = self.save_async(
-            step, state, epoch=epoch, framework=framework, user_meta=user_meta, id=id, coordinator=coordinator
-        )
+        handle = self._save(step, state, epoch, framework, user_meta, id, coordinator, _Staging.BESIDE)
         try:
             return handle.result()
         except KeyboardInterrupt:
@@ -195,34 +202,66 @@ class CheckpointStore:
         ``handle.wait_staged()``. Raises ``ConfigError`` and ``UnsupportedError`` (with the path in the tree) before
         anything is written; whatever happens later is raised by the handle.
         """
+        staging = _Staging.DEFERRED if defer_staging else _Staging.QUIET
+        return self._save(step, state, epoch, framework, user_meta, id, coordinator, staging)
+
+    def _save(
+        self,
+        step: int,
+        state: Any,
+        epoch: int,
+        framework: str | None,
+        user_meta: Any,
+        label: str | None,
+        coordinator: str | None,
+        staging: _Staging,
+    ) -> Handle:
         check_step(step)
         _check_coordinator(coordinator)
-        check_meta(epoch, framework or "", user_meta, id)
-        content = content_of(state)
-        meta = _Meta(int(step), epoch, framework or content.framework, user_meta, id)
-        writer = self._writer()
-        shard = writer.shard(self._mint(step), 0, epoch, empty=not content.source.total, label=id)
-        save = Save(shard.id.name, writer.start(shard, content.source.total, content.runs))
+        check_meta(epoch, framework or "", user_meta, label)
+        draft = draft_of(state)
+        meta = _Meta(self._mint(step), epoch, framework or draft.framework, user_meta, label)
+        save = Save(meta.id.name)
         save.committed.add_done_callback(lambda _: self._note_failure(save))
-        self._finisher.follow(
-            save,
-            lambda save, stored: self._finish(save, stored, writer, shard, content, meta),
-            discard=lambda: writer.discard(shard),
-        )
-        if defer_staging:
-            threading.Thread(target=_stage_quietly, args=(save, content), name="s3dlio-stage", daemon=True).start()
+        self._finisher.take(save)
+        if staging is _Staging.DEFERRED:
+            threading.Thread(
+                target=self._store_quietly, args=(save, draft, meta), name="s3dlio-stage", daemon=True
+            ).start()
             return Handle(save)
         try:
-            save.stage(content.source)
-        except BaseException:
+            self._store(save, draft, meta, quiet=staging is _Staging.QUIET)
+        except BaseException as error:
             save.asked = True
+            self._finisher.fail(save, error)
             raise
         return Handle(save)
+
+    def _store(self, save: Save, draft: Draft, meta: _Meta, *, quiet: bool) -> None:
+        """Lay out and stage; what follows runs in the finisher's thread."""
+        content = draft.content()
+        writer = self._writer()
+        shard = writer.shard(meta.id, 0, meta.epoch, empty=not content.source.total, label=meta.label)
+        job = writer.start(shard, content.source.total, content.runs)
+        self._finisher.follow(
+            save,
+            job,
+            lambda stored: self._finish(save, stored, writer, shard, content, meta),
+            discard=lambda: writer.discard(shard),
+        )
+        save.stage(job, content.source, quiet=quiet)
+
+    def _store_quietly(self, save: Save, draft: Draft, meta: _Meta) -> None:
+        """In a thread of its own: the handle tells what became of it."""
+        try:
+            self._store(save, draft, meta, quiet=False)
+        except Exception as error:  # noqa: BLE001 - it is the handle's to raise
+            self._finisher.fail(save, error)
 
     def _finish(
         self, save: Save, stored: StoredObject, writer: ShardWriter, shard: Shard, content: Content, meta: _Meta
     ) -> CheckpointInfo:
-        """Index, commit, prune; runs in the finisher's thread."""
+        """Index, commit, prune."""
         record = writer.finish(
             shard,
             stored,
@@ -233,7 +272,7 @@ class CheckpointStore:
         committed = commit(
             writer.control,
             [record],
-            step=meta.step,
+            step=meta.id.step,
             epoch=meta.epoch,
             framework=meta.framework,
             world_size=1,
@@ -418,14 +457,6 @@ class CheckpointStore:
             self._clock.see(catalog.list_ids(self.control()))
             self._seen = True
         return self._clock.mint(step)
-
-
-def _stage_quietly(save: Save, content: Content) -> None:
-    """Stage in a thread of its own; the handle tells what became of it."""
-    try:
-        save.stage(content.source)
-    except Exception as error:  # noqa: BLE001 - it is the handle's to raise
-        _log.debug("staging of %s failed: %s", save.name, error)
 
 
 def _shard_of(manifest: Manifest, rank: int | None) -> ShardRecord:

@@ -13,11 +13,13 @@ from .engine.auto import Auto
 from .engine.checksum import crc32c, format_crc32c
 from .engine.contract import Control, Location
 from .engine.errors import S3dlioError
-from .engine.job import BufferSource, Coding, SaveJob, StreamJob
+from .engine.job import Coding, SaveJob
 from .engine.ledger import StoredObject
 from .engine.messages import Runs
 from .engine.plan import MIB
 from .engine.pool import Pool
+from .engine.source import BufferSource
+from .engine.stream import StreamJob
 from .ids import CheckpointId
 from .index import ChunkTable, index_pieces
 from .records import IndexRef, ShardRecord

@@ -1,0 +1,124 @@
+"""Reading through the pool: batches of chunks into shared memory, or through slots into memory that exists.
+
+Owns one batch's bookkeeping; what is fetched and where it lands is the caller's (``s3dlio.reader``). Nobody may reuse a
+landing before the batch has ended: ``future`` ends only once no worker holds a task of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+
+from .errors import MemoryLimitError, PoolClosedError, S3dlioError
+from .ledger import ARENA
+from .messages import Fetch, Span
+from .pool import Pool
+
+
+class FetchJob:
+    """A batch of ``Fetch`` tasks; ``future`` gives their CRC-32Cs in order, or the first error."""
+
+    def __init__(self, pool: Pool, tasks: Sequence[Fetch], on_bytes: Callable[[int], None] | None = None) -> None:
+        self.future: Future[list[int]] = Future()
+        self._pool = pool
+        self._tasks = tasks
+        self._crcs = [0] * len(tasks)
+        self._left = len(tasks)
+        self._error: S3dlioError | None = None
+        self._on_bytes = on_bytes
+        pool.watch(self.future)  # type: ignore[arg-type]  # Future is invariant
+        pool.supervisor.post(self._start)
+
+    def _start(self) -> None:
+        for index, task in enumerate(self._tasks):
+            self._pool.supervisor.submit(self, index, task)
+        self._settle()
+
+    def on_done(self, token: Hashable, value: object) -> None:
+        assert isinstance(token, int)
+        assert isinstance(value, int)
+        self._crcs[token] = value
+        self._left -= 1
+        if self._on_bytes is not None:
+            self._on_bytes(self._tasks[token].raw)
+        self._settle()
+
+    def on_failed(self, token: Hashable, error: S3dlioError) -> None:
+        self._error = self._error or error
+        self._left -= 1 + len(self._pool.supervisor.withdraw(self))
+        self._settle()
+
+    def cancel(self, error: S3dlioError) -> None:
+        """Send no more; ``future`` ends with ``error`` once nothing is in flight."""
+
+        def event() -> None:
+            self._error = self._error or error
+            self._left -= len(self._pool.supervisor.withdraw(self))
+            self._settle()
+
+        try:
+            self._pool.supervisor.post(event)
+        except PoolClosedError:
+            return  # the shutdown has failed whatever was in flight
+
+    def _settle(self) -> None:
+        if self._left or self.future.done():
+            return
+        if self._error is not None:
+            self.future.set_exception(self._error)
+        else:
+            self.future.set_result(self._crcs)
+
+
+def fetch_through_slots(pool: Pool, items: Sequence[tuple[Fetch, Callable[[int], None]]]) -> None:
+    """Fetch chunks into slots and hand each address to its consumer, several at once; raises the first error.
+
+    This is how a load fills memory that exists already: no fresh pages anywhere. Each task's ``target`` is replaced;
+    its ``raw`` must fit a slot.
+    """
+    pending = iter(items)
+    order = threading.Lock()
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            while not errors:
+                with order:
+                    item = next(pending, None)
+                if item is None:
+                    return
+                with pool.in_use():
+                    _fetch_one(pool, *item)
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=work, name="s3dlio-copy", daemon=True)
+        for _ in range(min(len(items), pool.lanes + 1) - 1)
+    ]
+    for thread in threads:
+        thread.start()
+    work()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _fetch_one(pool: Pool, task: Fetch, consume: Callable[[int], None]) -> None:
+    arena = pool.arena
+    if task.raw > arena.slot_size:
+        raise MemoryLimitError(f"a chunk of {task.raw} bytes does not fit a slot of {arena.slot_size}")
+    slot = arena.lease(stop=lambda: pool.closed)
+    span = Span(ARENA, arena.offset(slot), task.raw)
+    landed = Fetch(task.location, task.key, task.offset, task.stored, task.codec, task.raw, task.crc, span)
+    future = pool.run(landed)
+    try:
+        future.result()
+        consume(arena.address(slot))
+    finally:
+        if future.done():
+            arena.release([slot])
+        else:  # interrupted: a worker still writes there
+            future.add_done_callback(lambda _: arena.release([slot]))

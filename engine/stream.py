@@ -1,0 +1,77 @@
+"""A save whose bytes come bit by bit: the job behind ``get_distributed_shard_stream``.
+
+Owns the one slot that is being filled; all else is ``SaveJob``'s. Memory stays bounded however long the stream is:
+writing waits while the arena is full.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+from .contract import Location
+from .errors import S3dlioError
+from .job import Coding, SaveJob
+from .pool import Pool
+from .source import buffer_address
+
+
+class StreamJob(SaveJob):
+    """A save whose bytes come by ``feed``, in any sizes, while earlier chunks are already on their way.
+
+    It holds one slot for what is not yet a chunk, so at most half of the arena may be held by open streams.
+    """
+
+    def __init__(self, pool: Pool, location: Location, key: str, *, coding: Coding) -> None:
+        super().__init__(pool, location, key, total=None, coding=coding, whole_below=0)
+        needed = self._plan.needed
+        pool.reserve_stream(needed)
+        self.future.add_done_callback(lambda _: pool.release_stream(needed))
+        self._index = 0
+        self._slot: int | None = None
+        self._fill_size = 0
+        with pool.in_use(), pool.turn:
+            self._start()
+
+    def feed(self, data: memoryview) -> None:
+        """Take bytes; waits while the arena is full. Raises the job's error once it failed."""
+        address, left = buffer_address(data), len(data)
+        with self._pool.in_use():
+            while left:
+                slot = self._open_slot()
+                count = min(left, self._plan.chunk_size - self._fill_size)
+                ctypes.memmove(self._pool.arena.address(slot) + self._fill_size, address, count)
+                address, left, self._fill_size = address + count, left - count, self._fill_size + count
+                if self._fill_size == self._plan.chunk_size:
+                    self._flush()
+
+    def _open_slot(self) -> int:
+        """The slot being filled; a new one if there is none."""
+        if self._slot is None:
+            with self._pool.turn:
+                self._slot = self._lease()
+        if self._slot is None or self.future.done():
+            self.future.result()
+            raise S3dlioError(f"the stream to {self._spec.key} has ended: start another")
+        return self._slot
+
+    def end(self) -> None:
+        """No more bytes: store what is left and publish."""
+        self._flush()
+        self.total = self.staged_bytes
+        self._post(lambda ledger: ledger.close(self._index))
+
+    def drop(self) -> None:
+        """Cancel, giving back the slot that was being filled."""
+        self.cancel()
+        if self._slot is not None and not self._pool.closed:
+            self._pool.arena.release([self._slot])
+        self._slot = None
+
+    def _flush(self) -> None:
+        if self._slot is None or not self._fill_size:
+            return
+        slot, self._slot = self._slot, None
+        start = self._index * self._plan.chunk_size
+        self._hand_in(self._index, slot, start, start + self._fill_size)
+        self._index += 1
+        self._fill_size = 0
