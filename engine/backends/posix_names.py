@@ -75,5 +75,9 @@ def check_name(key: str) -> None:
     for part in key.split("/"):
         if is_hidden(part):
             raise ConfigError(f"{key}: {part!r} is the name of an unfinished upload or a lock; choose another")
-        if len(part.encode("utf-8", "surrogateescape")) > _LONGEST:
+        try:
+            size = len(part.encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"{key!r}: {part!r} is no text that a file system could hold") from error
+        if size > _LONGEST:
             raise ConfigError(f"{key}: a name of more than {_LONGEST} bytes cannot be stored in a folder")
