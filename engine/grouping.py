@@ -9,7 +9,7 @@ Needs NumPy, which is imported with the first grouped chunk only.
 Layout of an encoded chunk, little-endian, self-contained::
 
     chunk := version u8 = 1, number of runs u32, runs × (length in bytes u64, width u8), nodes
-    nodes := for each run in order, for each 131,072 elements of it (the last fewer): node(width)
+    nodes := for each run in order, for each 524,288 elements of it (the last fewer): node(width)
     node  := 0 u8, the elements as they are
            | 1 u8, length u32, one zstd frame of the elements          (width 1 only)
            | 2 u8, node(width / 2) of the high halves, node(width / 2) of the low halves   (width 2, 4, 8)
@@ -38,8 +38,9 @@ Runs = tuple[tuple[int, int, int], ...]
 """Element widths inside one chunk: (start, stop, width) in bytes, ascending, apart; what no run covers has width 1."""
 
 WIDTHS = (1, 2, 4, 8)
-ELEMENTS = 128 << 10
-"""Elements of a node: each plane is then one zstd block of the largest size, and all of a node stays within L2."""
+ELEMENTS = 512 << 10
+"""Elements of a node. On a trained bf16 + Adam state 128 Ki save 18.7 % at 1.24 GB/s, 512 Ki 19.2 % at 1.29: zstd
+splits blocks where the values change only from a frame's second block on. 1 Mi saves 0.2 % more for twice the buffers."""
 
 _VERSION = 1
 _HEADER = struct.Struct("<BI")
@@ -47,7 +48,7 @@ _RUN = struct.Struct("<QB")
 _RAW, _ZSTD, _SPLIT = 0, 1, 2
 _FRAME = struct.Struct("<BI")
 _RUN_MIN = 4 << 10  # a shorter run would cost more in headers than it gains: its bytes count as width 1
-_PIECES, _PIECE = 4, 512  # elements of the sample: zstd takes 1.3 µs for them
+_PIECES, _PIECE = 16, 512  # elements of the sample: zstd takes 2 µs for it, 60 to 1500 for the plane
 
 
 def normalise(runs: Runs, length: int) -> list[tuple[int, int]]:
@@ -90,7 +91,7 @@ def _join(runs: Runs) -> list[tuple[int, int, int]]:
 
 
 class Grouper:
-    """Encodes and decodes chunks with 1 MiB of buffers of its own; used by one thread at a time."""
+    """Encodes and decodes chunks with buffers of its own, 3.5 MiB (1.5 MiB where no element is wider than 4); for one thread at a time."""
 
     def __init__(self) -> None:
         import numpy
