@@ -1,0 +1,61 @@
+"""The bytes of a state's logical shard, any range of them.
+
+Owns nothing but the walk from a range to the header pieces and leaves in it; the copying is each leaf's own. Called by
+the writer to fill slots, from any thread and in any order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from bisect import bisect_right
+from itertools import accumulate
+
+from .copying import move
+from .layout import Layout
+from .leaf import Leaf
+
+
+class ShardImage:
+    """The header and the leaves of a layout as one run of ``size`` bytes."""
+
+    def __init__(self, leaves: list[Leaf], layout: Layout) -> None:
+        self.size = layout.total
+        self._header = layout.header
+        self._header_starts = list(accumulate(map(len, layout.header), initial=0))
+        self._leaves = [leaves[index] for index in layout.order]
+        self._starts = [layout.offsets[index] for index in layout.order]
+        self._data = layout.header_size
+
+    def copy_to(self, address: int, start: int, stop: int) -> None:
+        """Write bytes [start, stop) of the shard to memory at ``address``; ``ValueError`` outside of the shard."""
+        if not 0 <= start <= stop <= self.size:
+            raise ValueError(f"bytes [{start}, {stop}) of a shard of {self.size}")
+        if start < self._data:
+            middle = min(stop, self._data)
+            self._copy_header(address, start, middle)
+            address += middle - start
+            start = middle
+        position = max(0, bisect_right(self._starts, start) - 1)
+        while start < stop:
+            leaf = self._leaves[position]
+            begin = self._starts[position]
+            end = min(stop, begin + leaf.spec.nbytes)
+            if end > start:  # an empty leaf begins where the next one does
+                leaf.copy_to(address, start - begin, end - begin)
+                address += end - start
+                start = end
+            position += 1
+
+    def _copy_header(self, address: int, start: int, stop: int) -> None:
+        position = bisect_right(self._header_starts, start) - 1
+        while start < stop:
+            begin = self._header_starts[position]
+            piece = self._header[position]
+            end = min(stop, begin + len(piece))
+            if end > start:
+                held = ctypes.c_char_p(piece)
+                source = ctypes.cast(held, ctypes.c_void_p).value or 0
+                move(address, source + start - begin, end - start)
+                address += end - start
+                start = end
+            position += 1

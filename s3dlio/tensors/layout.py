@@ -1,0 +1,144 @@
+"""The layout of a state's logical shard: a valid safetensors file.
+
+Owns the order of the leaves, the header and the runs of equal width; a pure function of the leaves. Never touches their
+bytes (``image`` does). Called by the writer after ``flatten``.
+
+The shard: 8 bytes, the little-endian length of the header; the header, JSON padded with spaces so that the data begin
+at a multiple of 64; the leaves by falling width of their component, so that each lies at a multiple of it and bytes of
+one width lie together. A leaf whose dtype safetensors lacks stands there as U8 of its bytes; its true dtype and shape
+stand in the table. Where the header would pass safetensors' limit it has one U8 tensor named ``data`` over everything.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from json.encoder import encode_basestring_ascii
+from typing import Any
+
+from .leaf import Leaf, Spec
+from .table import ALIGNMENT, as_json
+from .tree import Flattened
+
+HEADER_LIMIT = 100_000_000
+"""Longest header, in bytes, that safetensors reads."""
+
+_WIDTHS = (16, 8, 4, 2, 1)
+_GROUPED = 8  # widest component that grouping knows; the 16 bytes of a long double are grouped as two of 8
+_BATCH = 8192  # header entries joined in one call
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where everything lies in the shard; all numbers are bytes from its start.
+
+    ``header``: the first ``header_size`` bytes in pieces; ``total``: the shard's size; ``order``: indices of the leaves
+    as they lie; ``offsets``: the first byte of each leaf, by index; ``width_runs``: (start, stop, width) without gaps
+    over [0, total), width 1, 2, 4 or 8 (the header counts as 1); ``table``: JSON for the index; ``named``: whether the
+    header names each leaf.
+    """
+
+    header: tuple[bytes, ...]
+    header_size: int
+    total: int
+    order: list[int]
+    offsets: list[int]
+    width_runs: tuple[tuple[int, int, int], ...]
+    table: dict[str, Any]
+    named: bool
+
+
+def plan_layout(state: Flattened, *, header_limit: int = HEADER_LIMIT) -> Layout:
+    """The layout of a flattened state. Logs a warning if the header is too long to name every leaf."""
+    leaves = state.leaves
+    order = _order(leaves)
+    starts, size = _starts(leaves, order)
+    kind = "pt" if any(leaf.spec.framework == "torch" for leaf in leaves) else "np"
+    pieces = _header(leaves, order, starts, kind, header_limit - ALIGNMENT)
+    named = pieces is not None
+    if pieces is None:
+        _log.warning(
+            "the names of %d arrays exceed the %d bytes of a safetensors header: they stand in the index only",
+            len(leaves), header_limit,
+        )  # fmt: skip
+        pieces = [json.dumps({"data": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()]
+    length = sum(map(len, pieces))
+    begin = -(-(8 + length) // ALIGNMENT) * ALIGNMENT
+    header = ((begin - 8).to_bytes(8, "little"), *pieces, b" " * (begin - 8 - length))
+    offsets = [begin + start for start in starts]
+    runs = _width_runs(leaves, order, offsets, begin)
+    return Layout(header, begin, begin + size, order, offsets, runs, as_json(leaves, offsets, state.aliases), named)
+
+
+def _order(leaves: list[Leaf]) -> list[int]:
+    """Indices by falling width, else as they come; one pass, since a sort of a million holds the interpreter."""
+    groups: dict[int, list[int]] = {width: [] for width in _WIDTHS}
+    for index, leaf in enumerate(leaves):
+        groups[leaf.spec.width].append(index)
+    return list(chain.from_iterable(groups.values()))
+
+
+def _starts(leaves: list[Leaf], order: list[int]) -> tuple[list[int], int]:
+    """First byte of each leaf counted from the data's start, by index, and the size of all."""
+    starts = [0] * len(leaves)
+    at = 0
+    for index in order:
+        starts[index] = at
+        at += leaves[index].spec.nbytes
+    return starts, at
+
+
+def _header(leaves: list[Leaf], order: list[int], starts: list[int], kind: str, limit: int) -> list[bytes] | None:
+    """The JSON in pieces; None if it is longer than ``limit``."""
+    pieces: list[bytes] = []
+    held = 0
+    for text in _texts(leaves, order, starts, kind):
+        pieces.append(text.encode("ascii"))
+        held += len(text)
+        if held > limit:
+            return None
+    return pieces
+
+
+def _texts(leaves: list[Leaf], order: list[int], starts: list[int], kind: str) -> Iterator[str]:
+    yield f'{{"__metadata__":{{"format":"{kind}"}}'
+    middles: dict[int, str] = {}  # the text between name and offsets, by the identity of the spec
+    batch: list[str] = []
+    for index in order:
+        leaf = leaves[index]
+        spec = leaf.spec
+        middle = middles.get(id(spec))
+        if middle is None:
+            middle = middles[id(spec)] = _middle(spec)
+        start = starts[index]
+        batch.append(f",{encode_basestring_ascii(leaf.name)}{middle}{start},{start + spec.nbytes}]}}")
+        if len(batch) == _BATCH:
+            yield "".join(batch)
+            batch.clear()
+    batch.append("}")
+    yield "".join(batch)
+
+
+def _middle(spec: Spec) -> str:
+    shape = list(spec.shape) if spec.code else [spec.nbytes]
+    return f':{{"dtype":"{spec.code or "U8"}","shape":{json.dumps(shape, separators=(",", ":"))},"data_offsets":['
+
+
+def _width_runs(
+    leaves: list[Leaf], order: list[int], offsets: list[int], begin: int
+) -> tuple[tuple[int, int, int], ...]:
+    runs = [(0, begin, 1)]
+    for index in order:
+        spec = leaves[index].spec
+        width = min(spec.width, _GROUPED)
+        start, stop = offsets[index], offsets[index] + spec.nbytes
+        if width == runs[-1][2]:
+            runs[-1] = (runs[-1][0], stop, width)
+        elif stop > start:
+            runs.append((start, stop, width))
+    return tuple(runs)

@@ -1,0 +1,173 @@
+"""What a leaf of a state is: one array (or long text) with a name, a form and a byte image.
+
+Owns the records shared by both directions: ``Spec`` (what the bytes mean), ``Leaf`` (bytes to be saved), ``Target``
+(memory to be filled), ``Refusal`` (a value that cannot be stored, on its way to an error with its path), ``Collector``
+(leaves found so far). Imports no framework. Leaves are made by ``numpy_leaf`` and ``torch_leaf`` during ``flatten``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from ..engine.errors import UnsupportedError
+from .dtypes import element
+
+MAX_DEPTH = 64
+"""Containers within containers; a walk takes three frames per level, well below Python's limit of 1000."""
+MAX_DIMS = 64
+
+FORMS = ("numpy", "torch", "torch-grad", "param", "param-frozen", "bytes", "bytearray", "str")
+"""How a leaf is restored: NumPy array; torch tensor (``-grad``: requires_grad); nn.Parameter (``-frozen``: it does not
+require grad); long bytes, bytearray and text (UTF-8, surrogates passed)."""
+_TORCH_FORMS = ("torch", "torch-grad", "param", "param-frozen")
+
+Node = Any
+"""A JSON-able node of a tree (``tree`` describes them)."""
+Ties = dict[Hashable, int]
+"""Leaves of one spec by their memory: its address, or a tuple where an address does not tell. (An address per leaf
+instead of a tuple spares the garbage collector a third of its work on a million leaves.)"""
+Handler = Callable[[Any, str, int], Node]
+"""Stores a value under a name at a depth; returns its node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What the bytes of a leaf mean; shared by all leaves that agree.
+
+    ``width`` is the component's width in bytes (1, 2, 4, 8 or 16), ``code`` safetensors' dtype or None.
+    """
+
+    form: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    width: int
+    code: str | None
+
+    @property
+    def framework(self) -> str:
+        """``torch`` or ``numpy``."""
+        return "torch" if self.form in _TORCH_FORMS else "numpy"
+
+
+def make_spec(form: str, dtype: str, shape: tuple[int, ...]) -> Spec:
+    """The spec of C-order elements named ``dtype``; raises as ``dtypes.element`` does."""
+    one = element(dtype)
+    return Spec(form, dtype, shape, math.prod(shape) * one.size, one.width, one.code)
+
+
+class Leaf(ABC):
+    """One array of a state, kept alive; its image is its elements in C order, little-endian (``>`` dtypes: as is).
+
+    Slotted and not frozen: there may be a million, and a frozen dataclass takes three times as long to make.
+    """
+
+    __slots__ = ("name", "spec")
+    name: str
+    spec: Spec
+
+    @property
+    def dtype(self) -> str:
+        return self.spec.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.spec.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.spec.nbytes
+
+    @property
+    def framework(self) -> str:
+        return self.spec.framework
+
+    @abstractmethod
+    def address(self) -> int | None:
+        """Where the image lies in host memory; None if it must be gathered (strided, conjugated, on a device)."""
+
+    @abstractmethod
+    def copy_to(self, address: int, start: int, stop: int) -> None:
+        """Write bytes [start, stop) of the image to memory at ``address``.
+
+        The interpreter is released for all but small copies; a strided array is gathered in boxes of at most 4 MiB.
+        Raises ``UnsupportedError`` if the tensor's memory was moved or freed since ``flatten``.
+        """
+
+    def check_range(self, start: int, stop: int) -> None:
+        """``ValueError`` unless [start, stop) lies in the image."""
+        if not 0 <= start <= stop <= self.spec.nbytes:
+            raise ValueError(f"bytes [{start}, {stop}) of {self.name}, which has {self.spec.nbytes}")
+
+
+class Target(ABC):
+    """Existing memory that takes one stored leaf (``index``); bytes [0, nbytes) may be written in any pieces."""
+
+    __slots__ = ("index", "nbytes")
+    index: int
+    nbytes: int
+
+    @abstractmethod
+    def address(self) -> int | None:
+        """Where the image goes in host memory; None if it must be scattered."""
+
+    @abstractmethod
+    def copy_from(self, address: int, start: int, stop: int) -> None:
+        """Read bytes [start, stop) of the image from memory at ``address``; the interpreter is released."""
+
+    def check_range(self, start: int, stop: int) -> None:
+        """``ValueError`` unless [start, stop) lies in the image."""
+        if not 0 <= start <= stop <= self.nbytes:
+            raise ValueError(f"bytes [{start}, {stop}) of a target of {self.nbytes}")
+
+
+class Refusal(Exception):
+    """A value cannot be stored; containers add their step while it passes, and ``flatten`` makes it an error."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.steps: list[str] = []
+
+    def error(self) -> UnsupportedError:
+        """The error for the caller, with the path from the root."""
+        return UnsupportedError(f"state{''.join(reversed(self.steps))}: {self.reason}")
+
+
+class Collector:
+    """The leaves found so far, their unique names, and their further ones."""
+
+    __slots__ = ("_names", "aliases", "leaves")
+
+    def __init__(self) -> None:
+        self.leaves: list[Leaf] = []
+        self.aliases: dict[str, int] = {}
+        self._names: set[str] = {"__metadata__"}  # safetensors' own
+
+    def alias(self, index: int, name: str) -> int:
+        """Let a leaf, which occurs again, be known by ``name`` too; returns its index."""
+        self.aliases[self._unique(name)] = index
+        return index
+
+    def add(self, leaf: Leaf, name: str) -> int:
+        """Take a leaf under ``name``, or a name like it where that is taken; returns its index."""
+        if not name or name in self._names:
+            name = self._unique(name)
+        else:
+            self._names.add(name)
+        leaf.name = name
+        self.leaves.append(leaf)
+        return len(self.leaves) - 1
+
+    def _unique(self, name: str) -> str:
+        name = base = name or "tensor"
+        count = 0
+        while name in self._names:
+            count += 1
+            name = f"{base}~{count}"
+        self._names.add(name)
+        return name
