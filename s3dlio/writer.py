@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .config import CheckpointConfig
 from .engine.auto import Auto
-from .engine.checksum import crc32c, format_crc32c
+from .engine.checksum import crc32c_segments, format_crc32c
 from .engine.contract import Control, Location
 from .engine.errors import S3dlioError
 from .engine.job import Coding, SaveJob
@@ -18,7 +18,7 @@ from .engine.ledger import StoredObject
 from .engine.messages import Runs
 from .engine.plan import MIB
 from .engine.pool import Pool
-from .engine.source import BufferSource
+from .engine.source import PiecesSource
 from .engine.stream import StreamJob
 from .ids import CheckpointId
 from .index import ChunkTable, index_pieces
@@ -92,7 +92,7 @@ class ShardWriter:
         pieces = index_pieces(
             _chunk_table(stored), codec=shard.codec, size=stored.info.size, checksum=checksum, tree=tree, table=table
         )
-        index = self._store_index(index_key(shard.key), b"".join(pieces))
+        index = self._store_index(index_key(shard.key), PiecesSource(pieces))
         return ShardRecord(
             rank=shard.rank,
             key=shard.key,
@@ -117,15 +117,17 @@ class ShardWriter:
             except S3dlioError:
                 return  # the store that failed the save fails this too; the store's cleanup finds what is left
 
-    def _store_index(self, key: str, data: bytes) -> IndexRef:
-        view = memoryview(data)
-        if len(data) <= _INLINE_INDEX:
-            self.control.put(key, [view])
+    def _store_index(self, key: str, source: PiecesSource) -> IndexRef:
+        if source.total <= _INLINE_INDEX:
+            self.control.put(key, [memoryview(piece) for piece in source.pieces])
         else:
-            job = SaveJob(self._pool, self._location, key, total=len(data), coding=Coding(), whole_below=_INLINE_INDEX)
-            job.stage(BufferSource(view))
+            job = SaveJob(
+                self._pool, self._location, key, total=source.total, coding=Coding(), whole_below=_INLINE_INDEX
+            )
+            job.stage(source)
             job.future.result()
-        return IndexRef(key, len(data), format_crc32c(crc32c(view)))
+        checksum = crc32c_segments([memoryview(piece) for piece in source.pieces])
+        return IndexRef(key, source.total, format_crc32c(checksum))
 
     def _coding(self, shard: Shard, runs: Callable[[int, int], Runs] | None) -> Coding:
         level = self._config.compression_level
