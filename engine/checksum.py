@@ -34,6 +34,11 @@ def _native() -> _Native:
     return cast(_Native, checksums)
 
 
+def preload() -> None:
+    """Import what computes, now rather than in the middle of a training step."""
+    _native()
+
+
 def crc32c(data: Buffer, previous: int = 0) -> int:
     """CRC-32C of ``data`` (any C-contiguous buffer), which follows bytes whose value is ``previous``."""
     return _native().crc32c(cast(bytes, data), previous)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from . import checksum
 from . import codec as codecs
 from .auto import Auto
 from .contract import Location
@@ -63,6 +64,7 @@ class SaveJob:
         self.future: Future[StoredObject] = Future()
         self.staged_bytes = 0
         self.total = total or 0
+        checksum.preload()
         self._pool = pool
         self._coding = coding
         encoded = coding.codec != "none"

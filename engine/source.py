@@ -1,7 +1,7 @@
 """Where raw bytes come from: the interface that staging copies from, and the two plainest sources.
 
-Owns no memory: a source refers to its owner's, and keeps it alive. ``job`` copies from sources; ``s3dlio.content`` makes
-one of a state.
+Owns no memory: a source refers to its owner's, and keeps it alive. ``job`` copies from sources; ``s3dlio.content``
+makes one of a state.
 """
 
 from __future__ import annotations
