@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 
 from . import checksum
@@ -23,6 +23,7 @@ from .messages import Encoded, Runs, Stored
 from .plan import MIB, plan_save
 from .pool import Pool
 from .source import Source
+from .threads import run_uninterrupted
 
 # A thread costs 60 µs; below this many bytes the caller's own copy is done before it would help.
 _PARALLEL_FROM = 32 * MIB
@@ -62,7 +63,9 @@ class SaveJob:
         self, pool: Pool, location: Location, key: str, *, total: int | None, coding: Coding, whole_below: int
     ) -> None:
         self.future: Future[StoredObject] = Future()
+        self.future.set_running_or_notify_cancel()  # asyncio would cancel it otherwise, with workers still at its slots
         self.staged_bytes = 0
+        self._count = threading.Lock()
         self.total = total or 0
         checksum.preload()
         self._pool = pool
@@ -117,6 +120,9 @@ class SaveJob:
         the cores and the memory bandwidth to itself. Errors of the source cancel the job and are raised here; the job's
         own errors are ``future``'s.
         """
+        run_uninterrupted(lambda: self._stage(source, quiet), self._interrupt)
+
+    def _stage(self, source: Source, quiet: bool) -> None:
         try:
             with self._pool.in_use(), self._pool.turn:
                 if self._start(quiet):
@@ -128,30 +134,35 @@ class SaveJob:
             self.cancel(_as_cancel(error, self._spec.key))
             raise
 
+    def _interrupt(self, error: BaseException) -> None:
+        self._early = self._early or _as_cancel(error, self._spec.key)
+        self.cancel(self._early)
+
     def _start(self, quiet: bool = False) -> bool:
         """Reserve slots for encoded bytes, then open the ledger; false if the job has ended meanwhile."""
-        arena = self._pool.arena
-        reserve: list[int] = []
+        leased: list[int] = []
         try:
-            for _ in range(self._plan.reserve):
-                slot = self._lease()
+            self._pool.check_streams(self._plan.needed)
+            # All that it needs, once, to know that the machine has the memory: later it would wait for itself.
+            for _ in range(self._plan.needed):
+                slot = self._lease(len(leased))
                 if slot is None:
-                    arena.release(reserve)
                     return False
-                reserve.append(slot)
-        except BaseException:
-            arena.release(reserve)
-            raise
-        ledger = SaveLedger(self._spec, tuple(reserve))
+                leased.append(slot)
+            reserve = tuple(leased[: self._plan.reserve])
+            ledger = SaveLedger(self._spec, reserve)
 
-        def event() -> None:
-            self._ledger = ledger
-            self._held = [] if quiet else None
-            self._apply(ledger.begin())
-            if self._early is not None:
-                self._give_up(self._early)
+            def event() -> None:
+                self._ledger = ledger
+                self._held = [] if quiet else None
+                self._apply(ledger.begin())
+                if self._early is not None:
+                    self._give_up(self._early)
 
-        self._pool.supervisor.post(event)
+            self._pool.supervisor.post(event)
+            del leased[: self._plan.reserve]
+        finally:
+            self._pool.arena.release(leased)
         return True
 
     def _close(self, ledger: SaveLedger) -> list[Action]:
@@ -189,23 +200,21 @@ class SaveJob:
         helpers = 0
         if source.total >= _PARALLEL_FROM:
             helpers = min(_COPY_THREADS, len(os.sched_getaffinity(0))) - 1
-        threads = [threading.Thread(target=work, name="s3dlio-copy", daemon=True) for _ in range(helpers)]
-        for thread in threads:
-            thread.start()
+        threads = _start_threads(work, helpers)
         work()
         for thread in threads:
             thread.join()
         if errors:
             raise errors[0]
 
-    def _lease(self) -> int | None:
-        """A slot, or ``None`` when the job has ended meanwhile."""
+    def _lease(self, held: int = 0) -> int | None:
+        """A slot, or ``None`` when the job has ended meanwhile; ``held`` as in ``Arena.lease``."""
         try:
-            slot = self._pool.arena.try_lease()
+            slot = None if self._stopped() else self._pool.arena.try_lease(held)
             if slot is not None:
                 return slot
             self._pool.supervisor.post(self._let_go)  # what is held back would never come free
-            return self._pool.arena.lease(stop=self._stopped)
+            return self._pool.arena.lease(stop=self._stopped, held=held)
         except DeadlineError:
             if self._pool.closed and not self.future.done():
                 raise PoolClosedError(f"the pool was closed while {self._spec.key} was being staged") from None
@@ -221,18 +230,19 @@ class SaveJob:
         self._hand_in(index, slot, start, stop)
 
     def _hand_in(self, index: int, slot: int, start: int, stop: int) -> None:
-        self.staged_bytes += stop - start
-        runs = self._coding.runs(start, stop) if self._coding.codec != "none" else ()
-
-        def ready(ledger: SaveLedger) -> list[Action]:
-            raw = self._coding.auto is not None and not self._coding.auto.choose()
-            return ledger.chunk_ready(index, slot, stop - start, runs, "none" if raw else None)
-
         try:
+            runs = self._coding.runs(start, stop) if self._coding.codec != "none" else ()
+
+            def ready(ledger: SaveLedger) -> list[Action]:
+                raw = self._coding.auto is not None and not self._coding.auto.choose()
+                return ledger.chunk_ready(index, slot, stop - start, runs, "none" if raw else None)
+
             self._post(ready)
-        except PoolClosedError:
+        except Exception:
             self._pool.arena.release([slot])
             raise
+        with self._count:
+            self.staged_bytes += stop - start
 
     # the supervisor's thread
 
@@ -258,6 +268,8 @@ class SaveJob:
 
     def _give_up(self, error: S3dlioError) -> None:
         assert self._ledger is not None
+        if self._ledger.phase is Phase.ABORTING:
+            return  # asked twice: the abort is not to be withdrawn
         self._withdraw()
         self._apply(self._ledger.cancel(error))
 
@@ -287,13 +299,27 @@ class SaveJob:
                     self._end(action.result, action.error)
 
     def _end(self, result: StoredObject | None, error: S3dlioError | None) -> None:
-        if self.future.done():
-            return
-        if result is not None:
-            self.future.set_result(result)
-        else:
-            self.future.set_exception(error or CancelledError(f"the save of {self._spec.key} ended without a result"))
+        try:
+            if result is not None:
+                self.future.set_result(result)
+            else:
+                self.future.set_exception(error or CancelledError(f"the save of {self._spec.key} has no result"))
+        except InvalidStateError:
+            return  # it had ended, by a cancel or with the pool
         self._pool.arena.wake()
+
+
+def _start_threads(work: Callable[[], None], count: int) -> list[threading.Thread]:
+    """Up to ``count`` threads doing ``work``: fewer, or none, where no more can be started."""
+    threads: list[threading.Thread] = []
+    for _ in range(count):
+        thread = threading.Thread(target=work, name="s3dlio-copy", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is ending, or a limit is reached: the caller's own thread does the rest
+            break
+        threads.append(thread)
+    return threads
 
 
 def _as_cancel(error: BaseException, key: str) -> S3dlioError:

@@ -8,7 +8,6 @@ their commits do not race each other.
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 from collections.abc import Callable
@@ -96,15 +95,13 @@ class Finisher:
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._pid = os.getpid()
         self._open: set[Save] = set()
 
     def take(self, save: Save) -> None:
         """A save has begun: ``pending`` until it ends."""
         with self._lock:
             self._open.add(save)
-            if self._thread is None or self._pid != os.getpid():
-                self._pid = os.getpid()
+            if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="s3dlio-finisher", daemon=True)
                 self._thread.start()
 
@@ -149,7 +146,7 @@ class Finisher:
         """End the thread; the caller has waited for the saves that it wants."""
         with self._lock:
             thread, self._thread = self._thread, None
-        if thread is not None and self._pid == os.getpid():
+        if thread is not None:
             self._queue.put(None)
             thread.join()
 

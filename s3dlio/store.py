@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from . import catalog, leftovers, pools, removal
+from .bytes_level import CheckpointReader, CheckpointWriter, StoreAccess
 from .commit import check_meta, commit
 from .config import CheckpointConfig, parse_uri
 from .content import Content, Draft, draft_of
@@ -38,6 +39,7 @@ from .reader import OnBytes, ShardReader
 from .records import ShardRecord
 from .restoring import load_into, load_named, load_whole
 from .saving import Finisher, Save
+from .shards import ShardStream
 from .strategy import Strategy
 from .writer import Shard, ShardWriter
 
@@ -126,14 +128,18 @@ class CheckpointStore:
         )
         self._clock = IdClock()
         self._seen = False
+        self._closed = False
+        self._begin()
+        _open_stores.add(self)
+
+    def _begin(self) -> None:
+        """Start with no pool and no saves: at first, and in a forked child, whose parent keeps those it has."""
         self._finisher = Finisher()
         self._failed: list[Save] = []
         self._loading: Counter[str] = Counter()
+        self._streams: weakref.WeakSet[ShardStream] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._pool: Pool | None = None
-        self._pid = os.getpid()
-        self._closed = False
-        _open_stores.add(self)
 
     @classmethod
     def open(cls, uri: str) -> CheckpointStore:
@@ -279,14 +285,15 @@ class CheckpointStore:
             user_meta=meta.user_meta,
             label=meta.label,
         )
-        if self.config.keep_last is not None:
-            self._prune_quietly(self.config.keep_last)
+        self._prune_quietly()
         return CheckpointInfo.of(committed.manifest)
 
-    def _prune_quietly(self, keep_last: int) -> None:
-        """The save is committed; that older ones stay longer must not make it fail."""
+    def _prune_quietly(self) -> None:
+        """After a commit: that older checkpoints stay longer must not make it fail."""
+        if self.config.keep_last is None:
+            return
         try:
-            self.prune(keep_last=keep_last)
+            self.prune(keep_last=self.config.keep_last)
         except S3dlioError as error:
             _log.warning("older checkpoints were not pruned: %s", error)
 
@@ -342,11 +349,16 @@ class CheckpointStore:
     def _open_checkpoint(self, step: int | None) -> Iterator[tuple[Manifest, ShardReader]]:
         """A manifest and a reader; the checkpoint is not pruned by this process meanwhile."""
         manifest = self._resolve(step)
-        name = manifest.id.name
+        with self._holding(manifest.id.name):
+            yield manifest, self._reader()
+
+    @contextmanager
+    def _holding(self, name: str) -> Iterator[None]:
+        """The checkpoint of this id is not pruned by this process meanwhile."""
         with self._lock:
             self._loading[name] += 1
         try:
-            yield manifest, ShardReader(self._use_pool(), self.location)
+            yield
         finally:
             with self._lock:
                 self._loading[name] -= 1
@@ -360,6 +372,27 @@ class CheckpointStore:
         if manifest is None:
             raise CheckpointNotFoundError(f"{self.uri} holds no committed checkpoint")
         return manifest
+
+    # the bytes level: each rank stores its shard, then one rank commits them all
+
+    def writer(self, world_size: int, rank: int) -> CheckpointWriter:
+        """Stores the shards of one rank and commits; ``ConfigError`` for a rank outside the world."""
+        return CheckpointWriter(self._access(), world_size, rank)
+
+    def reader(self) -> CheckpointReader:
+        """Reads manifests, and shards by rank."""
+        return CheckpointReader(self._access())
+
+    def _access(self) -> StoreAccess:
+        return StoreAccess(
+            writer=self._writer,
+            reader=self._reader,
+            control=self.control,
+            mint=self._mint,
+            committed=self._prune_quietly,
+            holding=self._holding,
+            streams=self._streams,
+        )
 
     # the catalogue
 
@@ -408,10 +441,11 @@ class CheckpointStore:
         """
         if self._closed:
             return
+        self._end_streams()
         self._closed = True
         _open_stores.discard(self)
         unfinished = self._wait_for_saves(timeout)
-        if self._pool is not None and self._pid == os.getpid():
+        if self._pool is not None:
             pools.give_back(self._pool_config, self._pool, 0 if unfinished else None)
             self._wait_for_saves(None)
         self._finisher.close()
@@ -423,10 +457,14 @@ class CheckpointStore:
                 save.asked = True
                 raise error
 
+    def _end_streams(self) -> None:
+        """Cancel the streams that were not finalized: nobody else would, and the pool would wait for them."""
+        if self._pid == os.getpid():
+            for stream in list(self._streams):
+                stream.cancel()
+
     def _wait_for_saves(self, timeout: float | None) -> Sequence[Save]:
         """Saves that have not ended by then; those that have not are cancelled."""
-        if self._pid != os.getpid():
-            return []
         deadline = None if timeout is None else time.monotonic() + timeout
         unfinished = []
         for save in self._finisher.pending():
@@ -439,6 +477,9 @@ class CheckpointStore:
         """The small operations of this store, carried out by the workers."""
         return self._use_pool().control(self.location)
 
+    def _reader(self) -> ShardReader:
+        return ShardReader(self._use_pool(), self.location)
+
     def _writer(self) -> ShardWriter:
         return ShardWriter(self._use_pool(), self.location, self.config)
 
@@ -446,9 +487,8 @@ class CheckpointStore:
         with self._lock:
             if self._closed:
                 raise PoolClosedError(f"the store {self.uri} is closed")
-            if self._pool is None or self._pid != os.getpid():
+            if self._pool is None:
                 self._pool = pools.borrow(self._pool_config)
-                self._pid = os.getpid()
             return self._pool
 
     def _mint(self, step: int) -> CheckpointId:
@@ -501,7 +541,7 @@ _open_stores: weakref.WeakSet[CheckpointStore] = weakref.WeakSet()
 def _close_all() -> None:
     """At the interpreter's end: finish what is in flight, in bounded time, and say what failed."""
     for store in list(_open_stores):
-        pending = len(store._finisher.pending()) if store._pid == os.getpid() else 0
+        pending = len(store._finisher.pending())
         if pending:
             _log.warning("%s was not closed: waiting for %d saves in flight", store.uri, pending)
         try:
@@ -510,4 +550,10 @@ def _close_all() -> None:
             _log.error("%s: %s", store.uri, error)
 
 
+def _begin_all() -> None:
+    for store in list(_open_stores):
+        store._begin()
+
+
 atexit.register(_close_all)
+os.register_at_fork(after_in_child=_begin_all)
