@@ -9,7 +9,7 @@ from .image import ShardImage
 from .into import Into, plan_into
 from .jsonpieces import dump_json_pieces, dump_tree
 from .layout import Layout, plan_layout
-from .leaf import Leaf, Spec, Target
+from .leaf import Leaf, Leaves, Spec, Target
 from .restore import restore, restore_named
 from .table import Piece, Selection, Table, parse_table, select
 from .tree import Flattened, flatten
@@ -19,6 +19,7 @@ __all__ = [
     "Into",
     "Layout",
     "Leaf",
+    "Leaves",
     "Piece",
     "Selection",
     "ShardImage",

@@ -12,17 +12,18 @@ from itertools import accumulate
 
 from .copying import move
 from .layout import Layout
-from .leaf import Leaf
+from .leaf import Leaves
 
 
 class ShardImage:
     """The header and the leaves of a layout as one run of ``size`` bytes."""
 
-    def __init__(self, leaves: list[Leaf], layout: Layout) -> None:
+    def __init__(self, leaves: Leaves, layout: Layout) -> None:
         self.size = layout.total
         self._header = layout.header
         self._header_starts = list(accumulate(map(len, layout.header), initial=0))
-        self._leaves = [leaves[index] for index in layout.order]
+        self._leaves = leaves
+        self._order = layout.order
         self._starts = [layout.offsets[index] for index in layout.order]
         self._data = layout.header_size
 
@@ -37,11 +38,11 @@ class ShardImage:
             start = middle
         position = max(0, bisect_right(self._starts, start) - 1)
         while start < stop:
-            leaf = self._leaves[position]
+            index = self._order[position]
             begin = self._starts[position]
-            end = min(stop, begin + leaf.spec.nbytes)
+            end = min(stop, begin + self._leaves.specs[index].nbytes)
             if end > start:  # an empty leaf begins where the next one does
-                leaf.copy_to(address, start - begin, end - begin)
+                self._leaves[index].copy_to(address, start - begin, end - begin)
                 address += end - start
                 start = end
             position += 1

@@ -19,7 +19,7 @@ from itertools import chain
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
-from .leaf import Leaf, Spec
+from .leaf import Leaves, Spec
 from .table import ALIGNMENT, as_json
 from .tree import Flattened
 
@@ -58,7 +58,7 @@ def plan_layout(state: Flattened, *, header_limit: int = HEADER_LIMIT) -> Layout
     leaves = state.leaves
     order = _order(leaves)
     starts, size = _starts(leaves, order)
-    kind = "pt" if any(leaf.spec.framework == "torch" for leaf in leaves) else "np"
+    kind = "pt" if any(spec.framework == "torch" for spec in leaves.specs) else "np"
     pieces = _header(leaves, order, starts, kind, header_limit - ALIGNMENT)
     named = pieces is not None
     if pieces is None:
@@ -75,25 +75,25 @@ def plan_layout(state: Flattened, *, header_limit: int = HEADER_LIMIT) -> Layout
     return Layout(header, begin, begin + size, order, offsets, runs, as_json(leaves, offsets, state.aliases), named)
 
 
-def _order(leaves: list[Leaf]) -> list[int]:
+def _order(leaves: Leaves) -> list[int]:
     """Indices by falling width, else as they come; one pass, since a sort of a million holds the interpreter."""
     groups: dict[int, list[int]] = {width: [] for width in _WIDTHS}
-    for index, leaf in enumerate(leaves):
-        groups[leaf.spec.width].append(index)
+    for index, spec in enumerate(leaves.specs):
+        groups[spec.width].append(index)
     return list(chain.from_iterable(groups.values()))
 
 
-def _starts(leaves: list[Leaf], order: list[int]) -> tuple[list[int], int]:
+def _starts(leaves: Leaves, order: list[int]) -> tuple[list[int], int]:
     """First byte of each leaf counted from the data's start, by index, and the size of all."""
     starts = [0] * len(leaves)
     at = 0
     for index in order:
         starts[index] = at
-        at += leaves[index].spec.nbytes
+        at += leaves.specs[index].nbytes
     return starts, at
 
 
-def _header(leaves: list[Leaf], order: list[int], starts: list[int], kind: str, limit: int) -> list[bytes] | None:
+def _header(leaves: Leaves, order: list[int], starts: list[int], kind: str, limit: int) -> list[bytes] | None:
     """The JSON in pieces; None if it is longer than ``limit``."""
     pieces: list[bytes] = []
     held = 0
@@ -105,18 +105,17 @@ def _header(leaves: list[Leaf], order: list[int], starts: list[int], kind: str, 
     return pieces
 
 
-def _texts(leaves: list[Leaf], order: list[int], starts: list[int], kind: str) -> Iterator[str]:
+def _texts(leaves: Leaves, order: list[int], starts: list[int], kind: str) -> Iterator[str]:
     yield f'{{"__metadata__":{{"format":"{kind}"}}'
     middles: dict[int, str] = {}  # the text between name and offsets, by the identity of the spec
     batch: list[str] = []
     for index in order:
-        leaf = leaves[index]
-        spec = leaf.spec
+        spec = leaves.specs[index]
         middle = middles.get(id(spec))
         if middle is None:
             middle = middles[id(spec)] = _middle(spec)
         start = starts[index]
-        batch.append(f",{encode_basestring_ascii(leaf.name)}{middle}{start},{start + spec.nbytes}]}}")
+        batch.append(f",{encode_basestring_ascii(leaves.names[index])}{middle}{start},{start + spec.nbytes}]}}")
         if len(batch) == _BATCH:
             yield "".join(batch)
             batch.clear()
@@ -129,12 +128,10 @@ def _middle(spec: Spec) -> str:
     return f':{{"dtype":"{spec.code or "U8"}","shape":{json.dumps(shape, separators=(",", ":"))},"data_offsets":['
 
 
-def _width_runs(
-    leaves: list[Leaf], order: list[int], offsets: list[int], begin: int
-) -> tuple[tuple[int, int, int], ...]:
+def _width_runs(leaves: Leaves, order: list[int], offsets: list[int], begin: int) -> tuple[tuple[int, int, int], ...]:
     runs = [(0, begin, 1)]
     for index in order:
-        spec = leaves[index].spec
+        spec = leaves.specs[index]
         width = min(spec.width, _GROUPED)
         start, stop = offsets[index], offsets[index] + spec.nbytes
         if width == runs[-1][2]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 from ..engine.errors import UnsupportedError
 from .dtypes import element
@@ -28,8 +28,7 @@ _TORCH_FORMS = ("torch", "torch-grad", "param", "param-frozen")
 Node = Any
 """A JSON-able node of a tree (``tree`` describes them)."""
 Ties = dict[Hashable, int]
-"""Leaves of one spec by their memory: its address, or a tuple where an address does not tell. (An address per leaf
-instead of a tuple spares the garbage collector a third of its work on a million leaves.)"""
+"""Leaves of one spec by their memory: its address, or a tuple where an address does not tell."""
 Handler = Callable[[Any, str, int], Node]
 """Stores a value under a name at a depth; returns its node."""
 
@@ -63,12 +62,17 @@ def make_spec(form: str, dtype: str, shape: tuple[int, ...]) -> Spec:
 class Leaf(ABC):
     """One array of a state, kept alive; its image is its elements in C order, little-endian (``>`` dtypes: as is).
 
-    Slotted and not frozen: there may be a million, and a frozen dataclass takes three times as long to make.
+    ``source`` is the array or tensor, its memory begins at ``pointer``; ``direct`` if the image is that memory.
     """
 
-    __slots__ = ("name", "spec")
-    name: str
-    spec: Spec
+    __slots__ = ("direct", "name", "pointer", "source", "spec")
+
+    def __init__(self, name: str, spec: Spec, source: Any, pointer: int, direct: bool) -> None:
+        self.name = name
+        self.spec = spec
+        self.source = source
+        self.pointer = pointer
+        self.direct = direct
 
     @property
     def dtype(self) -> str:
@@ -86,9 +90,9 @@ class Leaf(ABC):
     def framework(self) -> str:
         return self.spec.framework
 
-    @abstractmethod
     def address(self) -> int | None:
         """Where the image lies in host memory; None if it must be gathered (strided, conjugated, on a device)."""
+        return self.pointer if self.direct else None
 
     @abstractmethod
     def copy_to(self, address: int, start: int, stop: int) -> None:
@@ -102,6 +106,48 @@ class Leaf(ABC):
         """``ValueError`` unless [start, stop) lies in the image."""
         if not 0 <= start <= stop <= self.spec.nbytes:
             raise ValueError(f"bytes [{start}, {stop}) of {self.name}, which has {self.spec.nbytes}")
+
+
+class Leaves(Sequence[Leaf]):
+    """The leaves of a state in the order of its walk, as columns; ``leaves[i]`` makes the ``Leaf`` anew.
+
+    A million leaf objects would have the garbage collector look through the whole process several times while they are
+    made (it held the interpreter for up to 3 s); columns of strings, numbers and the caller's own arrays do not.
+    ``kinds``: the class of a leaf by framework.
+    """
+
+    __slots__ = ("_direct", "_kinds", "_pointers", "_sources", "names", "specs")
+
+    def __init__(self, kinds: dict[str, type[Leaf]]) -> None:
+        self.names: list[str] = []
+        self.specs: list[Spec] = []
+        self._kinds = kinds
+        self._sources: list[Any] = []
+        self._pointers: list[int] = []
+        self._direct: list[bool] = []
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Leaf: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Leaf]: ...
+    def __getitem__(self, index: int | slice) -> Leaf | list[Leaf]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        spec = self.specs[index]
+        kind = self._kinds[spec.framework]
+        return kind(self.names[index], spec, self._sources[index], self._pointers[index], self._direct[index])
+
+    def append(self, name: str, spec: Spec, source: Any, pointer: int, direct: bool) -> int:
+        """Take a leaf; returns its index."""
+        self.names.append(name)
+        self.specs.append(spec)
+        self._sources.append(source)
+        self._pointers.append(pointer)
+        self._direct.append(direct)
+        return len(self.names) - 1
 
 
 class Target(ABC):
@@ -143,8 +189,8 @@ class Collector:
 
     __slots__ = ("_names", "aliases", "leaves")
 
-    def __init__(self) -> None:
-        self.leaves: list[Leaf] = []
+    def __init__(self, kinds: dict[str, type[Leaf]]) -> None:
+        self.leaves = Leaves(kinds)
         self.aliases: dict[str, int] = {}
         self._names: set[str] = {"__metadata__"}  # safetensors' own
 
@@ -153,15 +199,13 @@ class Collector:
         self.aliases[self._unique(name)] = index
         return index
 
-    def add(self, leaf: Leaf, name: str) -> int:
+    def add(self, spec: Spec, source: Any, pointer: int, direct: bool, name: str) -> int:
         """Take a leaf under ``name``, or a name like it where that is taken; returns its index."""
         if not name or name in self._names:
             name = self._unique(name)
         else:
             self._names.add(name)
-        leaf.name = name
-        self.leaves.append(leaf)
-        return len(self.leaves) - 1
+        return self.leaves.append(name, spec, source, pointer, direct)
 
     def _unique(self, name: str) -> str:
         name = base = name or "tensor"

@@ -24,24 +24,16 @@ _TEXT_STEP = 1 << 20
 
 
 class NumpyLeaf(Leaf):
-    """An array; ``array`` also stands for the bytes of long bytes, bytearrays and strings."""
+    """An array, which may also be the bytes of a long bytes, bytearray or string."""
 
-    __slots__ = ("array", "pointer")
-
-    def __init__(self, spec: Spec, array: Array, pointer: int | None) -> None:
-        self.spec = spec
-        self.array = array
-        self.pointer = pointer
-
-    def address(self) -> int | None:
-        return self.pointer
+    __slots__ = ()
 
     def copy_to(self, address: int, start: int, stop: int) -> None:
         self.check_range(start, stop)
-        if self.pointer is not None:
+        if self.direct:
             move(address, self.pointer + start, stop - start)
         else:
-            gather(ArrayBoxes(self.array), address, start, stop)
+            gather(ArrayBoxes(self.source), address, start, stop)
 
 
 class ArrayBoxes:
@@ -74,6 +66,7 @@ class NumpyHandlers:
         self._collector = collector
         self._specs: dict[tuple[DType, tuple[int, ...]], tuple[Spec, Ties]] = {}
         self._texts: Ties = {}
+        self._kept: list[object] = []  # so that no id in ``_texts`` is used again
 
     def table(self) -> dict[type, Handler]:
         """Handlers by exact type. A memmap is an array like any other; it is restored as a plain one."""
@@ -99,7 +92,7 @@ class NumpyHandlers:
         index = ties.get(tie)
         if index is not None:
             return self._collector.alias(index, name)
-        ties[tie] = index = self._collector.add(NumpyLeaf(spec, array, pointer if contiguous else None), name)
+        ties[tie] = index = self._collector.add(spec, array, pointer, contiguous, name)
         return index
 
     @staticmethod
@@ -130,21 +123,10 @@ class NumpyHandlers:
         if index is not None:
             return self._collector.alias(index, name)
         spec = make_spec(form, "uint8", array.shape)
-        leaf = NumpyLeaf(spec, array, array.__array_interface__["data"][0])
-        if form == "str":
-            leaf = _TextLeaf(spec, array, leaf.pointer, value)
-        index = self._texts[tie] = self._collector.add(leaf, name)
+        pointer: int = array.__array_interface__["data"][0]
+        index = self._texts[tie] = self._collector.add(spec, array, pointer, True, name)
+        self._kept.append(value)
         return index
-
-
-class _TextLeaf(NumpyLeaf):
-    """Keeps the string too: its id ties later occurrences, so it must not be reused."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, spec: Spec, array: Array, pointer: int | None, value: object) -> None:
-        super().__init__(spec, array, pointer)
-        self._value = value
 
 
 def is_sound(text: str) -> bool:

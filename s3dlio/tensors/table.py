@@ -20,7 +20,7 @@ import numpy as np
 
 from ..engine.errors import ConfigError, ManifestError, S3dlioError
 from .dtypes import TORCH
-from .leaf import FORMS, MAX_DIMS, Leaf, Spec, make_spec
+from .leaf import FORMS, MAX_DIMS, Leaves, Spec, make_spec
 
 ALIGNMENT = 64
 _MAX_SIDE = (1 << 63) - 1
@@ -68,19 +68,24 @@ class Selection:
         return {piece.index: piece.landing for piece in self.pieces}
 
 
-def as_json(leaves: Sequence[Leaf], offsets: Sequence[int], aliases: dict[str, int]) -> dict[str, Any]:
+def as_json(leaves: Leaves, offsets: Sequence[int], aliases: dict[str, int]) -> dict[str, Any]:
     """The table's JSON; dump it with ``dump_json_pieces``."""
     rows: dict[int, int] = {}
     specs: list[list[Any]] = []
     column: list[int] = []
-    for leaf in leaves:
-        row = rows.get(id(leaf.spec))
+    for spec in leaves.specs:
+        row = rows.get(id(spec))
         if row is None:
-            row = rows[id(leaf.spec)] = len(specs)
-            specs.append([leaf.spec.form, leaf.spec.dtype, list(leaf.spec.shape)])
+            row = rows[id(spec)] = len(specs)
+            specs.append([spec.form, spec.dtype, list(spec.shape)])
         column.append(row)
-    names = [leaf.name for leaf in leaves]
-    return {"names": names, "specs": specs, "spec": column, "offsets": list(offsets), "aliases": dict(aliases)}
+    return {
+        "names": list(leaves.names),
+        "specs": specs,
+        "spec": column,
+        "offsets": list(offsets),
+        "aliases": dict(aliases),
+    }
 
 
 def parse_table(raw: object, total: int) -> Table:

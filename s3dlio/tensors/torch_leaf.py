@@ -32,27 +32,18 @@ _COMPRESSED = {
 
 
 class TorchLeaf(Leaf):
-    """A dense tensor whose memory begins at ``pointer``; ``direct`` if its image is that memory."""
+    """A dense tensor."""
 
-    __slots__ = ("direct", "pointer", "tensor")
-
-    def __init__(self, spec: Spec, tensor: Tensor, pointer: int, direct: bool) -> None:
-        self.spec = spec
-        self.tensor = tensor
-        self.pointer = pointer
-        self.direct = direct
-
-    def address(self) -> int | None:
-        return self.pointer if self.direct else None
+    __slots__ = ()
 
     def copy_to(self, address: int, start: int, stop: int) -> None:
         self.check_range(start, stop)
-        if self.tensor.data_ptr() != self.pointer:  # 60 ns against reading memory that was freed
+        if self.source.data_ptr() != self.pointer:  # 60 ns against reading memory that was freed
             raise UnsupportedError(f"{self.name}: its memory was moved or freed before it was staged")
         if self.direct:
             move(address, self.pointer + start, stop - start)
         else:
-            gather(TensorBoxes(self.tensor), address, start, stop)
+            gather(TensorBoxes(self.source), address, start, stop)
 
 
 class TensorBoxes:
@@ -138,7 +129,7 @@ class TorchHandlers:
         index = ties.get(tie)
         if index is not None:
             return self._collector.alias(index, name)
-        ties[tie] = index = self._collector.add(TorchLeaf(spec, tensor, pointer, direct), name)
+        ties[tie] = index = self._collector.add(spec, tensor, pointer, direct, name)
         return index
 
     def _spec(self, tensor: Tensor, form: str) -> Spec:
@@ -191,7 +182,7 @@ def tensor_over(whole: Array, spec: Spec, offset: int) -> Tensor:
     Made through a NumPy array each: ``torch.frombuffer`` keeps no mapping alive, and views of one storage would all be
     saved whole by ``torch.save`` and taken for tied weights by libraries that compare storages.
     """
-    torch = import_torch("a stored tensor")
+    torch: Any = sys.modules.get("torch") or import_torch("a stored tensor")
     dtype = getattr(torch, spec.dtype, None)
     if dtype is None:
         raise ConfigError(f"this torch has no dtype {spec.dtype}")

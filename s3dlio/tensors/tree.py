@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from . import scalars
-from .leaf import MAX_DEPTH, Collector, Handler, Leaf, Node, Refusal
-from .numpy_leaf import NumpyHandlers, is_sound
-from .torch_leaf import TorchHandlers, is_tensor
+from .leaf import MAX_DEPTH, Collector, Handler, Leaves, Node, Refusal
+from .numpy_leaf import NumpyHandlers, NumpyLeaf, is_sound
+from .torch_leaf import TorchHandlers, TorchLeaf, is_tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Flattened:
     """
 
     tree: Node
-    leaves: list[Leaf]
+    leaves: Leaves
     aliases: dict[str, int]
 
 
@@ -59,7 +59,7 @@ def flatten(state: object) -> Flattened:
 
 class _Walk:
     def __init__(self) -> None:
-        self.collector = Collector()
+        self.collector = Collector({"numpy": NumpyLeaf, "torch": TorchLeaf})
         self._open: set[int] = set()  # ids of the containers around the present value
         self._handlers: dict[type, Handler] = {
             **scalars.ENCODERS,

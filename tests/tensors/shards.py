@@ -15,6 +15,7 @@ import torch
 from s3dlio.tensors import (
     Layout,
     Leaf,
+    Leaves,
     ShardImage,
     Table,
     dump_json_pieces,
@@ -31,7 +32,7 @@ class Saved:
     tree: Any
     table: Table
     layout: Layout
-    leaves: list[Leaf]
+    leaves: Leaves
     data: bytearray
 
 
