@@ -137,9 +137,9 @@ class CheckpointStore:
         self._finisher = Finisher()
         self._failed: list[Save] = []
         self._loading: Counter[str] = Counter()
-        self._streams: weakref.WeakSet[ShardStream] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._pool: Pool | None = None
+        self._streams: weakref.WeakSet[ShardStream] = weakref.WeakSet()
 
     @classmethod
     def open(cls, uri: str) -> CheckpointStore:
@@ -459,9 +459,8 @@ class CheckpointStore:
 
     def _end_streams(self) -> None:
         """Cancel the streams that were not finalized: nobody else would, and the pool would wait for them."""
-        if self._pid == os.getpid():
-            for stream in list(self._streams):
-                stream.cancel()
+        for stream in list(self._streams):
+            stream.cancel()
 
     def _wait_for_saves(self, timeout: float | None) -> Sequence[Save]:
         """Saves that have not ended by then; those that have not are cancelled."""
