@@ -2,7 +2,8 @@
 
 ``find_leftovers`` looks, ``remove_leftovers`` acts; nothing runs by itself. A save in progress looks just like a dead
 one, so both the age in the store and the order protect it: only what was last written ``min_age`` ago, by a save that
-started before the newest committed checkpoint, is a leftover.
+started before the newest committed checkpoint, is a leftover. An upload to a pointer, which belongs to no one save, is
+judged by its age alone: whoever loses it moves a hint no further.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from .engine.contract import Control, ObjectInfo, UploadInfo
 from .engine.errors import ConfigError, ManifestError, NotFoundError
 from .ids import CheckpointId
 from .manifest import Manifest
+from .pointer import POINTERS
 from .removal import shard_keys
 from .strategy import SHARDS, parse_shard_key
 
@@ -44,7 +46,7 @@ def find_leftovers(control: Control, *, min_age: float = DAY, now: float | None 
     before = (time.time() if now is None else now) - min_age
     # The shards are listed before the manifests: what commits in between is then seen as committed.
     objects = [item for item in control.list(SHARDS) if item.modified <= before]
-    uploads = [item for item in control.uploads(SHARDS) if item.started <= before]
+    uploads = [item for item in control.uploads() if item.started <= before]
     ids = list_ids(control)
     owned: set[str] = set()
     newest: CheckpointId | None = None
@@ -57,7 +59,7 @@ def find_leftovers(control: Control, *, min_age: float = DAY, now: float | None 
         return Leftovers((), ())
     return Leftovers(
         tuple(item for item in objects if item.key not in owned and _is_older(item.key, newest)),
-        tuple(item for item in uploads if _is_older(item.key, newest)),
+        tuple(item for item in uploads if item.key in POINTERS or _is_older(item.key, newest)),
     )
 
 
@@ -89,4 +91,5 @@ def _keys(manifest: Manifest) -> set[str]:
 
 def _is_older(key: str, newest: CheckpointId) -> bool:
     name = parse_shard_key(key)
-    return name is not None and name.id.order < newest.order
+    id_ = CheckpointId.of_manifest_key(key) if name is None else name.id
+    return id_ is not None and id_.order < newest.order

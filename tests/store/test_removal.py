@@ -232,6 +232,14 @@ def test_leftovers_are_old_uncommitted_shards_and_uploads(control: FakeControl) 
     assert control.open == []
 
 
+def test_unfinished_writes_of_manifests_and_pointers_are_leftovers(control: FakeControl) -> None:
+    """A writer killed in the middle of a put leaves its file beside the key; other programs' uploads stay."""
+    dead, later = make_id(2, 1, "deaddead"), make_id(4, 3)
+    keys = [dead.manifest_key, "manifests/latest.json", "latest.json"]
+    control.open = [UploadInfo(key, "u", NOW) for key in [*keys, later.manifest_key, "mine.json"]]
+    assert [item.key for item in find_leftovers(control, min_age=0, now=NOW + 1).uploads] == keys
+
+
 def test_a_young_leftover_may_be_a_save_in_progress(control: FakeControl) -> None:
     store_shards(control, make_id(2, 1, "deaddead"))
     control.open = [UploadInfo("shards/ckpt-2-20261123-203342/rank-1.bin", "u1", NOW)]
