@@ -122,32 +122,34 @@ class Arena:
         """Offset of a slot in the memfd."""
         return slot * self.slot_size
 
-    def lease(self, *, deadline: float | None = None, stop: Callable[[], bool] = lambda: False) -> int:
+    def lease(self, *, deadline: float | None = None, stop: Callable[[], bool] = lambda: False, held: int = 0) -> int:
         """Take the lowest free slot, waiting for one.
 
         ``stop`` is asked at each change (``wake``); when true, or past ``deadline`` (monotonic seconds),
-        ``DeadlineError``. ``MemoryLimitError`` if no memory is left for even one slot.
+        ``DeadlineError``. ``MemoryLimitError`` if the machine has no memory for another slot and nobody holds one but
+        the caller, who does not give back its own ``held`` slots before it gets this one.
         """
         while True:
-            slot = self._take(deadline, stop)
+            slot = self._take(deadline, stop, held)
             if self._grown[slot] or self._grow(slot):
                 return slot
-            self.release([slot])
-            self._exhausted = True  # until a slot comes back: asking the kernel again at once would spin
+            with self._changed:
+                self._put_back(slot)
+                self._exhausted = True  # until a slot comes back: asking the kernel again at once would spin
 
-    def try_lease(self) -> int | None:
+    def try_lease(self, held: int = 0) -> int | None:
         """A slot if one is free at once, as ``lease``."""
         try:
-            return self.lease(deadline=0.0)
+            return self.lease(deadline=0.0, held=held)
         except DeadlineError:
             return None
 
-    def _take(self, deadline: float | None, stop: Callable[[], bool]) -> int:
+    def _take(self, deadline: float | None, stop: Callable[[], bool], held: int) -> int:
         with self._changed:
             while True:
                 if stop():
                     raise DeadlineError("the wait for memory was stopped")
-                slot = self._candidate()
+                slot = self._candidate(held)
                 if slot is not None:
                     self._lent.add(slot)
                     return slot
@@ -159,7 +161,7 @@ class Arena:
                     )
                 self._changed.wait(left)
 
-    def _candidate(self) -> int | None:
+    def _candidate(self, held: int) -> int | None:
         """The lowest free slot; a new one only while the machine has memory for it."""
         if not self._free:
             return None
@@ -170,7 +172,8 @@ class Arena:
             self._free.remove(warm[0])
             heapq.heapify(self._free)
             return warm[0]
-        if not any(self._grown[slot] for slot in self._lent):
+        if len(self._lent) <= held:
+            self._exhausted = False  # no slot will come back to say so
             raise MemoryLimitError(
                 f"{self._room()} bytes of memory are left, too few for one chunk of {self.slot_size} bytes "
                 f"and a margin of {_MARGIN}: free memory, or lower chunk_size="
@@ -178,7 +181,9 @@ class Arena:
         return None
 
     def _may_grow(self) -> bool:
-        return not self._exhausted and self._room() >= self.slot_size + _MARGIN
+        """Whether there is room for one more slot beyond those that others are just growing."""
+        growing = sum(not self._grown[slot] for slot in self._lent)
+        return not self._exhausted and self._room() >= (growing + 1) * self.slot_size + _MARGIN
 
     def _grow(self, slot: int) -> bool:
         """Allocate and map a new slot with the GIL released; false where the kernel has no memory for it."""
@@ -214,10 +219,13 @@ class Arena:
         """Give slots back; nobody may touch them afterwards."""
         with self._changed:
             for slot in slots:
-                self._lent.remove(slot)
-                heapq.heappush(self._free, slot)
+                self._put_back(slot)
             self._exhausted = False
-            self._changed.notify_all()
+
+    def _put_back(self, slot: int) -> None:
+        self._lent.remove(slot)
+        heapq.heappush(self._free, slot)
+        self._changed.notify_all()
 
     def wake(self) -> None:
         """Make waiting leases ask ``stop`` again."""
@@ -229,9 +237,14 @@ class Arena:
         ctypes.memmove(self.address(target) + offset, self.address(source), length)
 
     def close(self) -> None:
-        """Unmap and free; the caller has made sure that nobody holds a lease."""
-        _libc.munmap(self._address, self._memory.size)
+        """Unmap and free; the caller has made sure that nobody holds a lease. Once more is harmless."""
+        if self._memory.fd >= 0:
+            _libc.munmap(self._address, self._memory.size)
         self._memory.close()
+
+    def forget(self) -> None:
+        """In a forked child, where the mapping is a hole: a thread that does not exist here may hold the lock."""
+        self._changed = threading.Condition()
 
 
 def forget_memories() -> None:

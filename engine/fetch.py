@@ -21,6 +21,7 @@ class FetchJob:
 
     def __init__(self, pool: Pool, tasks: Sequence[Fetch], on_bytes: Callable[[int], None] | None = None) -> None:
         self.future: Future[list[int]] = Future()
+        self.future.set_running_or_notify_cancel()  # it ends only once no worker writes to a landing
         self._pool = pool
         self._tasks = tasks
         self._crcs = [0] * len(tasks)

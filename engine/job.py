@@ -113,23 +113,24 @@ class SaveJob:
 
     # staging, in threads of the caller
 
-    def stage(self, source: Source, *, quiet: bool = False) -> None:
-        """Copy the source into slots, chunk by chunk, as slots come free; returns when all is staged or the job failed.
+    def stage(self, source: Source, *, quiet: bool = False) -> bool:
+        """Copy the source into slots, chunk by chunk, as slots come free; false if the job failed before all was there.
 
         ``quiet``: send nothing to the workers before all is staged or a slot has to be waited for, so that the copy has
         the cores and the memory bandwidth to itself. Errors of the source cancel the job and are raised here; the job's
         own errors are ``future``'s.
         """
-        run_uninterrupted(lambda: self._stage(source, quiet), self._interrupt)
+        return run_uninterrupted(lambda: self._stage(source, quiet), self._interrupt)
 
-    def _stage(self, source: Source, quiet: bool) -> None:
+    def _stage(self, source: Source, quiet: bool) -> bool:
         try:
             with self._pool.in_use(), self._pool.turn:
-                if self._start(quiet):
-                    self._copy(source)
+                whole = self._start(quiet) and self._copy(source)
             self._post(self._close)
+            return whole
         except PoolClosedError as error:
             self._end(None, error)
+            return False
         except BaseException as error:
             self.cancel(_as_cancel(error, self._spec.key))
             raise
@@ -178,10 +179,12 @@ class SaveJob:
     def _stopped(self) -> bool:
         return self.future.done() or self._early is not None or self._pool.closed
 
-    def _copy(self, source: Source) -> None:
+    def _copy(self, source: Source) -> bool:
+        """Copy all chunks; false if the job ended meanwhile."""
         chunks = iter(range(self._plan.chunks))
         order = threading.Lock()
         errors: list[BaseException] = []
+        left_out: list[int] = []
 
         def work() -> None:
             try:
@@ -192,6 +195,7 @@ class SaveJob:
                             return
                         slot = self._lease()
                     if slot is None:
+                        left_out.append(index)
                         return
                     self._fill(source, index, slot)
             except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
@@ -206,6 +210,7 @@ class SaveJob:
             thread.join()
         if errors:
             raise errors[0]
+        return not left_out
 
     def _lease(self, held: int = 0) -> int | None:
         """A slot, or ``None`` when the job has ended meanwhile; ``held`` as in ``Arena.lease``."""

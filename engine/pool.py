@@ -18,7 +18,7 @@ import threading
 import time
 import weakref
 from collections.abc import Hashable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 
 from .arena import Arena, SharedMemory, forget_memories
@@ -80,18 +80,22 @@ class Pool:
         self._numbers = itertools.count(ARENA + 1)
         self._limits: dict[Location, Limits] = {}
         self._jobs: weakref.WeakSet[Future[object]] = weakref.WeakSet()
+        self._waited: weakref.WeakSet[Future[object]] = weakref.WeakSet()
         self._closed = False
+        self._ended = False
         self._users = 0
         self._held_by_streams = 0
         self._idle = threading.Condition()
         try:
-            self.supervisor = Supervisor(self.workers, self.config.lanes, task_timeout=self.config.task_timeout)
-        except S3dlioError:
+            self.supervisor = Supervisor(
+                self.workers, self.config.lanes, task_timeout=self.config.task_timeout, on_end=self._fail_jobs
+            )
+            arena = self.arena
+            self.supervisor.post(lambda: self.supervisor.attach(ARENA, arena.fd, arena.size))
+            self.supervisor.start()
+        except BaseException:
             self.arena.close()
             raise
-        arena = self.arena
-        self.supervisor.post(lambda: self.supervisor.attach(ARENA, arena.fd, arena.size))
-        self.supervisor.start()
         _open_pools.add(self)
 
     def __repr__(self) -> str:
@@ -111,7 +115,8 @@ class Pool:
         The workers allocate the pages in parallel, then they are mapped here. Stops, without an error, where the
         machine or its control group has no memory left.
         """
-        return self.arena.grow(self.arena.size if nbytes is None else nbytes, self._populate)
+        with self.in_use():
+            return self.arena.grow(self.arena.size if nbytes is None else nbytes, self._populate)
 
     def _populate(self, slots: Sequence[int]) -> None:
         tasks = [Populate(Span(ARENA, self.arena.offset(slot), self.arena.slot_size)) for slot in slots]
@@ -178,22 +183,47 @@ class Pool:
                 )
             self._held_by_streams += slots
 
+    def check_streams(self, slots: int) -> None:
+        """``MemoryLimitError`` if open streams, which end when their writer likes, leave less than ``slots``."""
+        with self._idle:
+            if slots > self.arena.slots - self._held_by_streams:
+                raise MemoryLimitError(
+                    f"open streams hold {self._held_by_streams} of the {self.arena.slots} chunks of "
+                    f"{self.arena.slot_size} bytes in the memory number, and this save needs {slots}: finish some, or "
+                    "raise memory="
+                )
+
     def release_stream(self, slots: int) -> None:
         """An open stream ended."""
         with self._idle:
             self._held_by_streams -= slots
 
-    def watch(self, future: Future[object]) -> None:
-        """Have ``close`` wait for a job."""
-        self._jobs.add(future)
+    def watch(self, future: Future[object], *, wait: bool = True) -> None:
+        """Fail a job should the supervisor end before it does; ``wait``: ``close`` waits for it first."""
+        with self._idle:
+            self._jobs.add(future)
+            if wait:
+                self._waited.add(future)
+
+    def _fail_jobs(self, error: S3dlioError) -> None:
+        """No worker is left, so a job that still waits for anything (a stream for its writer) would wait for ever."""
+        with self._idle:
+            jobs = list(self._jobs)
+        for future in jobs:
+            with contextlib.suppress(InvalidStateError):  # it ended
+                future.set_exception(error)
 
     def close(self, timeout: float | None = None) -> None:
-        """Wait up to ``timeout`` seconds for jobs in flight, then end the workers; what is unfinished fails."""
-        if self._closed:
+        """Wait up to ``timeout`` seconds for jobs in flight, then end the workers; what is unfinished fails.
+
+        Streams that are still being written are not waited for.
+        """
+        if self._ended:
             return
-        _open_pools.discard(self)
         deadline = None if timeout is None else time.monotonic() + timeout
-        for future in list(self._jobs):
+        with self._idle:
+            jobs = list(self._waited)
+        for future in jobs:
             _wait(future, None if deadline is None else max(0.0, deadline - time.monotonic()))
         with self._idle:
             self._closed = True
@@ -202,11 +232,15 @@ class Pool:
         with self._idle:
             while self._users:
                 self._idle.wait()
-        self.arena.close()
+            self.arena.close()
+        self._ended = True
+        _open_pools.discard(self)  # only now: a child forked meanwhile must still forget it
 
     def forget(self) -> None:
         """In a forked child: let go of everything without touching the parent's work."""
-        self._closed = True
+        self._closed = self._ended = True
+        self._idle = threading.Condition()  # a thread that does not exist here may hold the old one
+        self.arena.forget()
         self.supervisor.forget()
 
 
@@ -217,6 +251,7 @@ class _Single:
         self._pool = pool
         self._task = task
         self.future: Future[object] = Future()
+        self.future.set_running_or_notify_cancel()  # a worker may hold the task: it ends when the worker says so
 
     def start(self) -> None:
         self._pool.supervisor.submit(self, None, self._task)

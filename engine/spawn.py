@@ -43,7 +43,15 @@ def start_worker(lanes: int) -> WorkerProcess:
         raise S3dlioError(f"cannot start a worker: {error}; raise the limit of open files (ulimit -n)") from error
     try:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _BOOTSTRAP, json.dumps(sys.path), str(theirs.fileno()), str(lanes)],
+            [
+                sys.executable,
+                "-I",
+                "-c",
+                _BOOTSTRAP,
+                json.dumps([str(p) for p in sys.path]),
+                str(theirs.fileno()),
+                str(lanes),
+            ],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
         )

@@ -6,10 +6,11 @@ writing waits while the arena is full.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 
 from .contract import Location
-from .errors import S3dlioError
+from .errors import CancelledError, PoolClosedError
 from .job import Coding, SaveJob
 from .pool import Pool
 from .source import buffer_address
@@ -24,48 +25,74 @@ class StreamJob(SaveJob):
     def __init__(self, pool: Pool, location: Location, key: str, *, coding: Coding) -> None:
         super().__init__(pool, location, key, total=None, coding=coding, whole_below=0)
         needed = self._plan.needed
-        pool.reserve_stream(needed)
-        self.future.add_done_callback(lambda _: pool.release_stream(needed))
         self._index = 0
         self._slot: int | None = None
         self._fill_size = 0
-        with pool.in_use(), pool.turn:
-            self._start()
+        try:
+            with pool.in_use(), pool.turn:  # in its turn: no save that counts on these slots is staging
+                pool.reserve_stream(needed)
+                self.future.add_done_callback(lambda _: pool.release_stream(needed))
+                self._start()
+        except BaseException as error:
+            self._interrupt(error)
+            raise
 
     def feed(self, data: memoryview) -> None:
-        """Take bytes; waits while the arena is full. Raises the job's error once it failed."""
-        address, left = buffer_address(data), len(data)
-        with self._pool.in_use():
-            while left:
-                slot = self._open_slot()
-                count = min(left, self._plan.chunk_size - self._fill_size)
-                ctypes.memmove(self._pool.arena.address(slot) + self._fill_size, address, count)
-                address, left, self._fill_size = address + count, left - count, self._fill_size + count
-                if self._fill_size == self._plan.chunk_size:
-                    self._flush()
+        """Take bytes; waits while the arena is full.
+
+        Raises the job's error once it failed. Whatever is raised here, be it a Ctrl-C, ends the stream: nobody could
+        tell how many of the bytes it has taken.
+        """
+        try:
+            with self._pool.in_use():
+                self._take(data)
+        except BaseException as error:
+            self._interrupt(error)
+            self._give_back()
+            raise
+
+    def _take(self, data: memoryview) -> None:
+        address, left = buffer_address(data), data.nbytes
+        while left:
+            slot = self._open_slot()
+            count = min(left, self._plan.chunk_size - self._fill_size)
+            ctypes.memmove(self._pool.arena.address(slot) + self._fill_size, address, count)
+            address, left, self._fill_size = address + count, left - count, self._fill_size + count
+            if self._fill_size == self._plan.chunk_size:
+                self._flush()
 
     def _open_slot(self) -> int:
         """The slot being filled; a new one if there is none."""
         if self._slot is None:
             with self._pool.turn:
                 self._slot = self._lease()
-        if self._slot is None or self.future.done():
-            self.future.result()
-            raise S3dlioError(f"the stream to {self._spec.key} has ended: start another")
+        if self._slot is None or self._stopped():
+            if self.future.done():
+                self.future.result()
+            raise self._early or CancelledError(f"the stream to {self._spec.key} has ended: start another")
         return self._slot
 
     def end(self) -> None:
         """No more bytes: store what is left and publish."""
+        self._pool.watch(self.future)  # type: ignore[arg-type]  # Future is invariant
         self._flush()
         self.total = self.staged_bytes
         self._post(lambda ledger: ledger.close(self._index))
 
     def drop(self) -> None:
-        """Cancel, giving back the slot that was being filled."""
+        """Cancel, giving back the slot that was being filled; nobody is within ``feed`` any more.
+
+        The supervisor does it all, so that a finalizer may call this: the collector runs in any thread, which may be in
+        the middle of anything.
+        """
+        self._give_back()
         self.cancel()
-        if self._slot is not None and not self._pool.closed:
-            self._pool.arena.release([self._slot])
-        self._slot = None
+
+    def _give_back(self) -> None:
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            with contextlib.suppress(PoolClosedError):  # the arena is gone, or will be
+                self._pool.supervisor.post(lambda: self._pool.arena.release([slot]))
 
     def _flush(self) -> None:
         if self._slot is None or not self._fill_size:

@@ -19,12 +19,14 @@ import itertools
 import logging
 import os
 import selectors
+import signal
 import subprocess
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from .channel import Channel, ChannelClosed
@@ -104,14 +106,20 @@ def _priority(task: Task) -> int:
 
 
 class Supervisor:
-    """Starts ``workers`` processes of ``lanes`` lanes each and keeps them at work until ``close``."""
+    """Starts ``workers`` processes of ``lanes`` lanes each and keeps them at work until ``close``.
 
-    def __init__(self, workers: int, lanes: int, *, task_timeout: float) -> None:
+    ``on_end`` is the last thing called in its thread, when no worker is left, with the reason of the end.
+    """
+
+    def __init__(
+        self, workers: int, lanes: int, *, task_timeout: float, on_end: Callable[[S3dlioError], None] | None = None
+    ) -> None:
         self._wanted = workers
         self._lanes = lanes
         self._task_timeout = task_timeout
         self._inbox: deque[Callable[[], None]] = deque()
-        self._gate = threading.Lock()
+        self._gate = threading.RLock()  # a finalizer may post while this thread posts
+        self._on_end = on_end
         try:
             self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as error:
@@ -139,14 +147,15 @@ class Supervisor:
         """Have ``event`` run in the supervisor thread; ``PoolClosedError`` once it is closing."""
         with self._gate:  # an event that passes is run, by the shutdown at the latest
             if self._ended:
-                raise PoolClosedError("the worker pool is closed")
+                raise PoolClosedError(str(self._broken))
             self._inbox.append(event)
-        self._wake()
+            self._wake()
 
     def close(self) -> None:
         """End the workers and the thread; tasks still in flight fail with ``PoolClosedError``."""
-        self._closing = True
-        self._wake()
+        with self._gate:
+            self._closing = True
+            self._wake()
         self._thread.join()
 
     def pids(self) -> list[int]:
@@ -155,16 +164,23 @@ class Supervisor:
 
     def forget(self) -> None:
         """In a forked child: close what was inherited, so that the parent's death is still seen by its workers."""
+        self._gate = threading.RLock()  # a thread that does not exist here may hold the old one
+        self._broken = PoolClosedError("the worker pool belongs to the process that this one was forked from")
         self._ended = True
         for worker in self._workers.values():
             worker.channel.close()
             worker.process.returncode = 0  # not this process's child: nothing to wait for, no warning at collection
-        with contextlib.suppress(OSError):
-            os.close(self._wake_fd)
+        self._close_wake_fd()
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # closed: the thread is gone
+        if self._wake_fd >= 0:
             os.eventfd_write(self._wake_fd, 1)
+
+    def _close_wake_fd(self) -> None:
+        with self._gate:  # a late wake must not write into whatever gets this number next
+            if self._wake_fd >= 0:
+                os.close(self._wake_fd)
+            self._wake_fd = -1
 
     # the supervisor thread
 
@@ -200,7 +216,11 @@ class Supervisor:
             self._send(worker, message)
 
     def _run(self) -> None:
+        # Workers inherit this thread's mask. Until they ignore these signals themselves, 0.1 s after their start, a
+        # Ctrl-C for the group would end them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
+            self._drain_inbox()
             while not self._closing:
                 self._hire()
                 self._dispatch()
@@ -242,9 +262,9 @@ class Supervisor:
             worker = _Worker(started.process, Channel(started.sock, send_timeout=_SEND_TIMEOUT))
             self._workers[worker.process.pid] = worker
             self._selector.register(worker.channel, selectors.EVENT_READ, worker)
-            self._send(worker, Configure(logging.getLogger("s3dlio").getEffectiveLevel()))
             for memory, (fd, size) in self._memories.items():
                 self._send(worker, Attach(memory, size), (fd,))
+            self._send(worker, Configure(logging.getLogger("s3dlio").getEffectiveLevel()))
 
     def _on_stillborn(self, reason: str) -> None:
         """A worker could not be started, or died before its first word: make do with those that live, if any."""
@@ -359,31 +379,50 @@ class Supervisor:
             _, sent = heapq.heappop(self._queue)
             sent.owner.on_failed(sent.token, error)
 
+    # the end
+
     def _shut_down(self) -> None:
+        """End the workers, then fail whatever is left; nothing that an owner raises may leave another one waiting."""
         self._closing = True
-        error = self._broken or PoolClosedError("the worker pool was closed before the task was done")
+        self._broken = error = self._broken or PoolClosedError("the worker pool is closed")
         for worker in self._workers.values():
             worker.channel.close()
         for worker in self._workers.values():
-            try:
-                worker.process.wait(_EXIT_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
+            _end_process(worker.process)
         # No process is left that could touch shared memory: now the owners may free what their tasks named.
-        self._broken = error
         for worker in self._workers.values():
             for sent in worker.tasks.values():
-                sent.owner.on_failed(sent.token, error)
+                self._guarded(partial(sent.owner.on_failed, sent.token, error))
         self._workers.clear()
         with self._gate:
             self._ended = True
         while self._inbox or self._queue:
             while self._inbox:
-                self._inbox.popleft()()
-            self._fail_queue(error)
+                self._guarded(self._inbox.popleft())
+            self._guarded(partial(self._fail_queue, error))
+        if self._on_end is not None:
+            self._guarded(partial(self._on_end, error))
         self._selector.close()
-        os.close(self._wake_fd)
+        self._close_wake_fd()
+
+    @staticmethod
+    def _guarded(call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception:  # noqa: BLE001 - a bug of ours, told here; the rest must still be ended
+            _log.exception("the supervisor failed while it ended")
+
+
+def _end_process(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a worker that was told to go; kill it where it does not."""
+    try:
+        process.wait(_EXIT_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        try:
+            process.wait(_EXIT_TIMEOUT)
+        except subprocess.TimeoutExpired:  # deep in a system call, of a hung network file system perhaps
+            _log.error("worker %d does not end; it is left behind", process.pid)
 
 
 def _relog(message: LogMessage) -> None:

@@ -55,7 +55,9 @@ class Memories:
         owner = view.obj
         view.release()
         if isinstance(owner, mmap.mmap):
-            owner.close()
+            # A failed task's traceback may still hold views, if it is in a cycle: then collecting it unmaps the memory.
+            with contextlib.suppress(BufferError):
+                owner.close()
         os.close(fd)
 
     def view(self, span: Span) -> memoryview:

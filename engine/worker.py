@@ -39,13 +39,16 @@ def main(fd: int, lanes: int) -> None:
     log = _ChannelHandler(channel)
     logging.getLogger().addHandler(log)
     worker = _Worker(channel, lanes)
+    status = 1
     try:
-        channel.send(Hello(os.getpid()))
         worker.serve()
     except ChannelClosed:
-        worker.runner.abort_opened()
+        status = 0
+    except BaseException:  # noqa: BLE001 - a bug of ours, told on stderr; the parent does the work again elsewhere
+        traceback.print_exc()
     finally:
-        os._exit(0)  # lanes may be deep in a write that nobody waits for any more
+        worker.runner.abort_opened()
+        os._exit(status)  # lanes may be deep in a write that nobody waits for any more
 
 
 class _Worker:
@@ -54,6 +57,7 @@ class _Worker:
     def __init__(self, channel: Channel, lanes: int) -> None:
         self._channel = channel
         self._lanes = lanes
+        self._greeted = False
         self._idle = 0
         self._threads = 0
         self._lock = threading.Lock()
@@ -76,6 +80,13 @@ class _Worker:
                         self.runner.opened.pop((message.key, message.upload), None)
                     case Configure():
                         logging.getLogger().setLevel(message.level)
+                        self._greet()
+
+    def _greet(self) -> None:
+        """Tell the parent, once, that this worker started well: its first memories are attached."""
+        if not self._greeted:
+            self._greeted = True
+            self._channel.send(Hello(os.getpid()))
 
     def _enqueue(self, message: TaskMessage) -> None:
         with self._lock:
