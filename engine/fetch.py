@@ -9,11 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 
-from .errors import MemoryLimitError, PoolClosedError, S3dlioError
+from .errors import DeadlineError, MemoryLimitError, PoolClosedError, S3dlioError
 from .ledger import ARENA
 from .messages import Fetch, Span
 from .pool import Pool
+from .threads import run_uninterrupted
 
 
 class FetchJob:
@@ -94,15 +96,18 @@ def fetch_through_slots(pool: Pool, items: Sequence[tuple[Fetch, Callable[[int],
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             errors.append(error)
 
-    threads = [
-        threading.Thread(target=work, name="s3dlio-copy", daemon=True)
-        for _ in range(min(len(items), pool.lanes + 1) - 1)
-    ]
-    for thread in threads:
-        thread.start()
-    work()
-    for thread in threads:
-        thread.join()
+    def work_together() -> None:
+        threads = [
+            threading.Thread(target=work, name="s3dlio-copy", daemon=True)
+            for _ in range(min(len(items), pool.lanes + 1) - 1)
+        ]
+        for thread in threads:
+            thread.start()
+        work()
+        for thread in threads:
+            thread.join()
+
+    run_uninterrupted(work_together, errors.append)
     if errors:
         raise errors[0]
 
@@ -111,15 +116,13 @@ def _fetch_one(pool: Pool, task: Fetch, consume: Callable[[int], None]) -> None:
     arena = pool.arena
     if task.raw > arena.slot_size:
         raise MemoryLimitError(f"a chunk of {task.raw} bytes does not fit a slot of {arena.slot_size}")
-    slot = arena.lease(stop=lambda: pool.closed)
-    span = Span(ARENA, arena.offset(slot), task.raw)
-    landed = Fetch(task.location, task.key, task.offset, task.stored, task.codec, task.raw, task.crc, span)
-    future = pool.run(landed)
     try:
-        future.result()
+        slot = arena.lease(stop=lambda: pool.closed)
+    except DeadlineError:
+        raise PoolClosedError(f"the pool was closed while {task.key} was being loaded") from None
+    try:
+        span = Span(ARENA, arena.offset(slot), task.raw)
+        pool.run(replace(task, target=span)).result()
         consume(arena.address(slot))
     finally:
-        if future.done():
-            arena.release([slot])
-        else:  # interrupted: a worker still writes there
-            future.add_done_callback(lambda _: arena.release([slot]))
+        arena.release([slot])
