@@ -20,6 +20,9 @@ from .payload import as_buffer
 if TYPE_CHECKING:
     from .tensors import Flattened
 
+Pieces = Callable[[], Iterator[bytes]]
+"""Gives a JSON text in pieces."""
+
 
 @dataclass(frozen=True, slots=True)
 class Content:
@@ -27,8 +30,8 @@ class Content:
 
     source: Source
     runs: Callable[[int, int], Runs] | None = None
-    tree: Callable[[], Iterator[bytes]] | None = None
-    table: Callable[[], Iterator[bytes]] | None = None
+    tree: Pieces | None = None
+    table: Pieces | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ def draft_of(state: Any) -> Draft:
     from .tensors import flatten
 
     flat = flatten(state)
-    torch = any(leaf.framework == "torch" for leaf in flat.leaves)
+    torch = any(spec.framework == "torch" for spec in flat.leaves.specs)
     return Draft("pytorch" if torch else "numpy", lambda: _lay_out(flat))
 
 
@@ -55,11 +58,12 @@ def _lay_out(flat: Flattened) -> Content:
     from .tensors import ShardImage, dump_json_pieces, dump_tree, plan_layout
 
     layout = plan_layout(flat)
+    tree, table = flat.tree, layout.table  # without the leaves: only the source keeps the user's arrays
     return Content(
         _Image(ShardImage(flat.leaves, layout)),
         width_runs(layout.width_runs),
-        lambda: dump_tree(flat.tree),
-        lambda: dump_json_pieces(layout.table),
+        lambda: dump_tree(tree),
+        lambda: dump_json_pieces(table),
     )
 
 
