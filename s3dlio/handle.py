@@ -16,7 +16,7 @@ from typing import TypeVar
 from .engine.errors import DeadlineError, PoolClosedError, S3dlioError
 from .engine.job import Progress
 from .info import CheckpointInfo
-from .saving import Save
+from .saving import Save, check_may_wait
 
 _T = TypeVar("_T")
 
@@ -51,13 +51,13 @@ class Handle:
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The save's error, ``None`` if it committed."""
+        error = None
         try:
             self.result(timeout)
-        except BaseException as error:
-            if not self.done():
+        except BaseException as raised:
+            if not self.done() or raised is not (error := self._save.committed.exception()):
                 raise
-            return error
-        return None
+        return error
 
     def done(self) -> bool:
         """Whether it was committed or failed."""
@@ -72,7 +72,11 @@ class Handle:
         return self._save.cancel()
 
     def add_done_callback(self, function: Callable[[Handle], object]) -> None:
-        """Call ``function(handle)`` when it is done, in a thread of the store, or now if it is."""
+        """Call ``function(handle)`` when it is done, or now if it is.
+
+        It may be called in the thread that commits the store's saves: it should return soon, and it cannot wait for
+        other saves there. What it raises is logged.
+        """
         self._save.committed.add_done_callback(lambda _: function(self))
 
     def progress(self) -> Progress:
@@ -81,8 +85,11 @@ class Handle:
 
     def __await__(self) -> Generator[None, None, CheckpointInfo]:
         self._check_process()
-        self._save.asked = True
-        return asyncio.wrap_future(self._save.committed).__await__()
+        future = asyncio.wrap_future(self._save.committed)
+        try:
+            return (yield from future.__await__())
+        finally:
+            self._save.asked = self._save.asked or (future.done() and not future.cancelled())
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -91,6 +98,7 @@ class Handle:
     def _wait(self, future: Future[_T], timeout: float | None, what: str) -> _T:
         if not future.done():
             self._check_process()
+            check_may_wait()
         try:
             result = future.result(timeout)
         except FutureTimeoutError as error:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any
 
-from .engine.errors import CancelledError
+from .engine.errors import CancelledError, S3dlioError
 from .engine.job import Progress, SaveJob
 from .engine.ledger import StoredObject
 from .engine.source import Source
@@ -23,6 +25,7 @@ from .records import ShardRecord
 
 _log = logging.getLogger("s3dlio")
 
+_here = threading.local()
 _PHASES = {"open": "staging", "closing": "storing", "publishing": "storing", "stored": "storing"}
 
 
@@ -31,12 +34,13 @@ class Save:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.staged: Future[None] = Future()
-        self.durable: Future[ShardRecord] = Future()
-        self.committed: Future[CheckpointInfo] = Future()
+        self.staged: Future[None] = _promise()
+        self.durable: Future[ShardRecord] = _promise()
+        self.committed: Future[CheckpointInfo] = _promise()
         self.asked = False
         self._job: SaveJob | None = None
         self._cancelled = False
+        self._ended = False
         self._lock = threading.Lock()
 
     def progress(self) -> Progress:
@@ -74,18 +78,40 @@ class Save:
             self._job = job
             if self._cancelled:
                 job.cancel(self._reason())
-        job.stage(source, quiet=quiet)
-        if not self.staged.done():
-            self.staged.set_result(None)
+        if job.stage(source, quiet=quiet):
+            self._end_staging(None)
+
+    def end(self) -> bool:
+        """Whether the caller is the first to end it, and may now keep or break its promises."""
+        with self._lock:
+            first, self._ended = not self._ended, True
+            return first
 
     def fail(self, error: BaseException) -> None:
-        """End every promise that is still open."""
-        for promise in (self.staged, self.durable, self.committed):
-            if not promise.done():
-                promise.set_exception(error)
+        """Break every promise that is still open; after ``end``."""
+        self._end_staging(error)
+        if not self.durable.done():
+            self.durable.set_exception(error)
+        self.committed.set_exception(error)
+
+    def _end_staging(self, error: BaseException | None) -> None:
+        with self._lock:  # the finisher may fail the save just as its last byte is staged
+            if self.staged.done():
+                return
+            if error is None:
+                self.staged.set_result(None)
+            else:
+                self.staged.set_exception(error)
 
     def _reason(self) -> CancelledError:
         return CancelledError(f"the save of {self.name} was cancelled")
+
+
+def _promise() -> Future[Any]:
+    """A promise that only its keeper ends: an awaiting task that is cancelled must not cancel the save."""
+    promise: Future[Any] = Future()
+    promise.set_running_or_notify_cancel()
+    return promise
 
 
 class Finisher:
@@ -112,30 +138,34 @@ class Finisher:
 
         Both run in the finisher's thread.
         """
+        once = [finish]  # a future keeps its callbacks, and a handle the future: what `finish` holds goes when it ran
 
         def event() -> None:
             try:
-                info = finish(job.future.result())
+                info = once.pop()(job.future.result())
             except Exception as error:  # noqa: BLE001 - whatever it is, the handle raises it, and waiters must not hang
+                traceback.clear_frames(error.__traceback__)
                 if not save.durable.done():  # afterwards a manifest may name the shard, whatever the commit heard
                     discard()
                 self.fail(save, error)
             else:
-                self._end(save, lambda: save.committed.set_result(info))
+                if save.end():
+                    self._drop(save)
+                    save.committed.set_result(info)
 
         job.future.add_done_callback(lambda _: self._queue.put(event))
 
     def fail(self, save: Save, error: BaseException) -> None:
         """A save has failed; it is logged, and its handle raises it."""
-        if not save.committed.done():
+        if save.end():
             _log.error("the save of %s failed: %s: %s", save.name, type(error).__name__, error)
-            self._end(save, lambda: save.fail(error))
+            self._drop(save)
+            save.fail(error)
 
-    def _end(self, save: Save, settle: Callable[[], None]) -> None:
-        # Off the list first: whoever is woken by the promise may look at once.
+    def _drop(self, save: Save) -> None:
+        """Off the list, before its promises are settled: whoever is woken may look at once."""
         with self._lock:
             self._open.discard(save)
-        settle()
 
     def pending(self) -> list[Save]:
         """Saves that have not ended."""
@@ -151,5 +181,13 @@ class Finisher:
             thread.join()
 
     def _run(self) -> None:
+        _here.finishing = True
         while (event := self._queue.get()) is not None:
             event()
+            del event  # and with it the save, while waiting for the next
+
+
+def check_may_wait() -> None:
+    """``S3dlioError`` in a finisher's thread: what it would wait for is its own work."""
+    if getattr(_here, "finishing", False):
+        raise S3dlioError("a done callback cannot wait for a save or close a store: do it in a thread of your own")

@@ -13,20 +13,20 @@ import os
 import sys
 import threading
 import time
+import traceback
 import weakref
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
 from typing import Any
 
-from . import catalog, leftovers, pools, removal
+from . import catalog, leftovers, loading, pools, removal
 from .bytes_level import CheckpointReader, CheckpointWriter, StoreAccess
 from .commit import check_meta, commit
 from .config import CheckpointConfig, parse_uri
-from .content import Content, Draft, draft_of
+from .content import Draft, Pieces, draft_of
 from .engine.contract import Control
 from .engine.errors import CheckpointNotFoundError, ConfigError, DeadlineError, PoolClosedError, S3dlioError
 from .engine.ledger import StoredObject
@@ -38,7 +38,7 @@ from .manifest import Manifest
 from .reader import OnBytes, ShardReader
 from .records import ShardRecord
 from .restoring import load_into, load_named, load_whole
-from .saving import Finisher, Save
+from .saving import Finisher, Save, check_may_wait
 from .shards import ShardStream
 from .strategy import Strategy
 from .writer import Shard, ShardWriter
@@ -136,7 +136,6 @@ class CheckpointStore:
         """Start with no pool and no saves: at first, and in a forked child, whose parent keeps those it has."""
         self._finisher = Finisher()
         self._failed: list[Save] = []
-        self._loading: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._pool: Pool | None = None
         self._streams: weakref.WeakSet[ShardStream] = weakref.WeakSet()
@@ -226,54 +225,59 @@ class CheckpointStore:
         _check_coordinator(coordinator)
         check_meta(epoch, framework or "", user_meta, label)
         draft = draft_of(state)
+        writer = self._writer()
         meta = _Meta(self._mint(step), epoch, framework or draft.framework, user_meta, label)
         save = Save(meta.id.name)
         save.committed.add_done_callback(lambda _: self._note_failure(save))
         self._finisher.take(save)
         if staging is _Staging.DEFERRED:
             threading.Thread(
-                target=self._store_quietly, args=(save, draft, meta), name="s3dlio-stage", daemon=True
+                target=self._store_quietly, args=(save, draft, writer, meta), name="s3dlio-stage", daemon=True
             ).start()
             return Handle(save)
         try:
-            self._store(save, draft, meta, quiet=staging is _Staging.QUIET)
+            self._store(save, draft, writer, meta, quiet=staging is _Staging.QUIET)
         except BaseException as error:
             save.asked = True
             self._finisher.fail(save, error)
             raise
         return Handle(save)
 
-    def _store(self, save: Save, draft: Draft, meta: _Meta, *, quiet: bool) -> None:
+    def _store(self, save: Save, draft: Draft, writer: ShardWriter, meta: _Meta, *, quiet: bool) -> None:
         """Lay out and stage; what follows runs in the finisher's thread."""
         content = draft.content()
-        writer = self._writer()
         shard = writer.shard(meta.id, 0, meta.epoch, empty=not content.source.total, label=meta.label)
         job = writer.start(shard, content.source.total, content.runs)
+        tree, table = content.tree, content.table  # not the content: once staged, nothing keeps the user's arrays
         self._finisher.follow(
             save,
             job,
-            lambda stored: self._finish(save, stored, writer, shard, content, meta),
+            lambda stored: self._finish(save, stored, writer, shard, tree, table, meta),
             discard=lambda: writer.discard(shard),
         )
         save.stage(job, content.source, quiet=quiet)
 
-    def _store_quietly(self, save: Save, draft: Draft, meta: _Meta) -> None:
+    def _store_quietly(self, save: Save, draft: Draft, writer: ShardWriter, meta: _Meta) -> None:
         """In a thread of its own: the handle tells what became of it."""
         try:
-            self._store(save, draft, meta, quiet=False)
+            self._store(save, draft, writer, meta, quiet=False)
         except Exception as error:  # noqa: BLE001 - it is the handle's to raise
+            del draft
+            traceback.clear_frames(error.__traceback__)  # a kept error keeps no state
             self._finisher.fail(save, error)
 
     def _finish(
-        self, save: Save, stored: StoredObject, writer: ShardWriter, shard: Shard, content: Content, meta: _Meta
+        self,
+        save: Save,
+        stored: StoredObject,
+        writer: ShardWriter,
+        shard: Shard,
+        tree: Pieces | None,
+        table: Pieces | None,
+        meta: _Meta,
     ) -> CheckpointInfo:
         """Index, commit, prune."""
-        record = writer.finish(
-            shard,
-            stored,
-            tree=content.tree() if content.tree else None,
-            table=content.table() if content.table else None,
-        )
+        record = writer.finish(shard, stored, tree=tree() if tree else None, table=table() if table else None)
         save.durable.set_result(record)
         committed = commit(
             writer.control,
@@ -290,15 +294,16 @@ class CheckpointStore:
 
     def _prune_quietly(self) -> None:
         """After a commit: that older checkpoints stay longer must not make it fail."""
-        if self.config.keep_last is None:
+        pool = self._pool  # without asking whether the store is closed: it is while it waits for its saves
+        if self.config.keep_last is None or pool is None:
             return
         try:
-            self.prune(keep_last=self.config.keep_last)
+            self._prune(pool.control(self.location), self.config.keep_last)
         except S3dlioError as error:
             _log.warning("older checkpoints were not pruned: %s", error)
 
     def _note_failure(self, save: Save) -> None:
-        if save.committed.exception() is not None:
+        if save.committed.exception() is not None and not save.asked:
             with self._lock:
                 self._failed.append(save)
 
@@ -352,18 +357,9 @@ class CheckpointStore:
         with self._holding(manifest.id.name):
             yield manifest, self._reader()
 
-    @contextmanager
-    def _holding(self, name: str) -> Iterator[None]:
+    def _holding(self, name: str) -> AbstractContextManager[None]:
         """The checkpoint of this id is not pruned by this process meanwhile."""
-        with self._lock:
-            self._loading[name] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._loading[name] -= 1
-                if not self._loading[name]:
-                    del self._loading[name]
+        return loading.holding(self.location, name)
 
     def _resolve(self, step: int | None) -> Manifest:
         if step is not None:
@@ -415,9 +411,10 @@ class CheckpointStore:
 
     def prune(self, keep_last: int) -> int:
         """Remove all but the ``keep_last`` newest checkpoints, none that is being loaded here; how many went."""
-        with self._lock:
-            protect = set(self._loading)
-        return len(removal.prune(self.control(), keep_last, protect=protect))
+        return self._prune(self.control(), keep_last)
+
+    def _prune(self, control: Control, keep_last: int) -> int:
+        return len(removal.prune(control, keep_last, protect=loading.held(self.location)))
 
     def cleanup(self, min_age: float = leftovers.DAY) -> int:
         """Remove what saves that never committed left behind ``min_age`` seconds ago or longer; how many objects."""
@@ -441,6 +438,7 @@ class CheckpointStore:
         """
         if self._closed:
             return
+        check_may_wait()
         self._end_streams()
         self._closed = True
         _open_stores.discard(self)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,3 +101,23 @@ def assert_same(found: Any, expected: Any) -> None:
         assert found.hex() == expected.hex()
     else:
         assert found == expected
+
+
+def in_forked_child(function: Callable[[], object]) -> None:
+    """Run ``function`` in a forked child, which ends without Python's shutdown; fails with what it raised."""
+    ours, theirs = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads
+        child = os.fork()
+    if not child:
+        try:
+            function()
+        except BaseException:  # noqa: BLE001 - told by the parent
+            os.write(theirs, traceback.format_exc().encode()[-60_000:])
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with open(ours, "rb") as pipe:
+        told = pipe.read().decode()
+    _, status = os.waitpid(child, 0)
+    assert (status, told) == (0, ""), told
