@@ -52,7 +52,9 @@ class SharedMemory:
             os.ftruncate(self.fd, size)
         except OSError as error:
             os.close(self.fd)
-            raise MemoryLimitError(f"cannot make a shared memory of {size} bytes: {error}") from error
+            limited = error.errno == errno.EFBIG
+            advice = "; raise the file-size limit (ulimit -f), which binds memory files too" if limited else ""
+            raise MemoryLimitError(f"cannot make a shared memory of {size} bytes: {error}{advice}") from error
         _open_memories.add(self)
 
     def close(self) -> None:

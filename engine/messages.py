@@ -6,7 +6,7 @@ A task may be sent again after a worker died, so each is idempotent: same task, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from . import errors
 from .contract import Location, PartReceipt
@@ -226,13 +226,13 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class LogMessage:
-    """One log record of a worker."""
+    """One log record of a worker; ``once``: the same words of another worker are no news."""
 
     name: str
     level: int
     text: str
     created: float
-    fields: tuple[tuple[str, object], ...] = field(default=())
+    once: bool = False
 
 
 def failure_of(error: BaseException, trace: str) -> Failure:

@@ -60,6 +60,7 @@ MAX_STILLBORN = 3
 _SEND_TIMEOUT = 30.0
 _EXIT_TIMEOUT = 5.0
 _NEVER = float("inf")
+_told: set[str] = set()  # what was to be logged once, whichever worker of whichever pool says it
 
 
 class Owner(Protocol):
@@ -427,7 +428,9 @@ def _end_process(process: subprocess.Popen[bytes]) -> None:
 
 def _relog(message: LogMessage) -> None:
     logger = logging.getLogger(message.name)
-    if logger.isEnabledFor(message.level):
+    if logger.isEnabledFor(message.level) and not (message.once and message.text in _told):
+        if message.once:
+            _told.add(message.text)
         record = logging.LogRecord(message.name, message.level, "", 0, message.text, (), None)
         record.created = message.created
         logger.handle(record)

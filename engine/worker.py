@@ -125,6 +125,7 @@ class _ChannelHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = self.format(record)
-            self._channel.send(LogMessage(record.name, record.levelno, text, record.created))
+            once = getattr(record, "once", False)
+            self._channel.send(LogMessage(record.name, record.levelno, text, record.created, once))
         except ChannelClosed:
             return

@@ -76,8 +76,7 @@ class PosixBackend:
                 info = _info(key, os.fstat(fd))
             finally:
                 os.close(fd)
-                with suppress(FileNotFoundError):
-                    os.unlink(aside)
+                self._drop(aside)
             self._folders.settle(os.path.dirname(path))
         return info
 
@@ -137,9 +136,7 @@ class PosixBackend:
         if name is None:
             return
         with translated(f"abort of the upload to {path}"):
-            with suppress(FileNotFoundError, NotADirectoryError):
-                os.unlink(beside(path, name.token))
-            self._folders.remove_empty(os.path.dirname(path), self._root)
+            self._drop(beside(path, name.token))
 
     def begin(self, key: str, *, size: int | None = None) -> str:
         if size is not None and size < 0:
@@ -150,8 +147,7 @@ class PosixBackend:
             try:
                 durable.reserve(fd, size or 0)
             except BaseException:
-                os.unlink(aside)
-                self._folders.remove_empty(os.path.dirname(path), self._root)
+                self._drop(aside)
                 raise
             finally:
                 os.close(fd)
@@ -189,8 +185,7 @@ class PosixBackend:
                 try:
                     self._seal(fd, aside, total)
                 except StorageError:
-                    with suppress(FileNotFoundError):
-                        os.unlink(aside)  # what failed to be fsynced must not be completed by a second try
+                    self._drop(aside)  # what failed to be fsynced must not be completed by a second try
                     raise
                 try:
                     self._publish(aside, path, key, None)
@@ -232,7 +227,13 @@ class PosixBackend:
 
     def _check_root(self) -> None:
         """``StorageError`` if the root is no folder: taken for an empty store, it would hide a mistake."""
-        if os.path.exists(self._root) and not os.path.isdir(self._root):
+        try:
+            mode = os.stat(self._root).st_mode
+        except NotADirectoryError as error:
+            raise StorageError(f"{self._root} lies below a file; a store is a folder") from error
+        except OSError:  # absent, or closed to us, which whoever opens it is told
+            return
+        if not stat.S_ISDIR(mode):
             raise StorageError(f"{self._root} is a file; a store is a folder")
 
     def _open(self, path: str) -> tuple[int, os.stat_result]:
@@ -255,6 +256,12 @@ class PosixBackend:
         aside = beside(path, token)
         fd = self._folders.create(aside)
         return aside, UploadName(token, now, os.fstat(fd).st_ino), fd
+
+    def _drop(self, aside: str) -> None:
+        """Remove a file beside a key, unless it has its name by now, and the folders made for it."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(aside)
+        self._folders.remove_empty(os.path.dirname(aside), self._root)
 
     def _seal(self, fd: int, path: str, size: int) -> None:
         """Make the file's bytes last, cut to ``size``."""

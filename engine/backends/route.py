@@ -77,4 +77,5 @@ class Route:
             first = self._root not in _told
             _told.add(self._root)
         if self._direct and first:
-            log.warning("%s: its file system refuses O_DIRECT; files go through the page cache and fsync", self._root)
+            text = "%s: its file system refuses O_DIRECT; files go through the page cache and fsync"
+            log.warning(text, self._root, extra={"once": True})  # every worker finds out for itself
