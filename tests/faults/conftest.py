@@ -12,9 +12,11 @@ import pytest
 from s3dlio import CheckpointStore
 from tests.faults.injected import Rule
 from tests.faults.sabotage import Sabotage
+from tests.faults.scripts import Script
 from tests.faults.states import MIB
 
 Open = Callable[..., CheckpointStore]
+Scripting = Callable[..., Script]
 Sabotaging = Callable[..., Sabotage]
 
 
@@ -56,3 +58,18 @@ def open_store(folder: Path) -> Iterator[Open]:
     yield open_
     for store in opened:
         store.close()
+
+
+@pytest.fixture
+def script(tmp_path: Path, folder: Path) -> Iterator[Scripting]:
+    """``script(body, ...)`` runs a trainer on the store in ``folder``; arguments as in ``Script``."""
+    started: list[Script] = []
+
+    def start(body: str, *, scheme: str = "file", uri: str | None = None, **options: object) -> Script:
+        one = Script(uri or f"{scheme}://{folder}", body, tmp_path, **options)  # type: ignore[arg-type]
+        started.append(one)
+        return one
+
+    yield start
+    for one in started:
+        one.close()
