@@ -387,8 +387,11 @@ class CheckpointStore:
             mint=self._mint,
             committed=self._prune_quietly,
             holding=self._holding,
-            streams=self._streams,
+            opened=self._follow,
         )
+
+    def _follow(self, stream: ShardStream) -> None:
+        self._streams.add(stream)
 
     # the catalogue
 
