@@ -325,6 +325,7 @@ class Supervisor:
         if not worker.ready:
             self._on_stillborn(f"the last one ended with status {status}")
         for sent in worker.tasks.values():
+            sent.sends -= not worker.ready  # it never saw its tasks
             if sent.sends >= MAX_SENDS or self._broken is not None:
                 sent.owner.on_failed(sent.token, self._verdict(sent, status))
             else:
