@@ -22,6 +22,7 @@ from .manifest import Manifest
 from .payload import AnyPayload
 from .reader import ShardReader
 from .records import ShardRecord
+from .shard_uri import listed_record
 from .shards import ShardStream, store_whole
 from .strategy import check_rank
 from .writer import ShardWriter
@@ -134,18 +135,28 @@ class CheckpointReader:
         Raises ``ManifestError`` for what is no manifest, ``ConfigError`` for a rank that it does not list,
         ``NotFoundError`` and ``CorruptError`` for bytes that are gone or not those saved.
         """
-        return self.read(Manifest.from_dict(manifest), rank)
-
-    def read(self, manifest: Manifest, rank: int) -> AnyPayload:
-        """As ``read_shard_by_rank``."""
+        found = Manifest.from_dict(manifest)
         wanted = _integer(rank)
-        record = next((shard for shard in manifest.shards if shard.rank == wanted), None)
+        record = next((shard for shard in found.shards if shard.rank == wanted), None)
         if record is None:
-            raise ConfigError(f"rank {rank!r} is not among the {manifest.world_size} ranks of step {manifest.step}")
-        name = f"ckpt-{manifest.step}-{manifest.shards[0].timestamp}"  # a manifest is named by rank 0's shard
+            raise ConfigError(f"rank {rank!r} is not among the {found.world_size} ranks of step {found.step}")
+        name = f"ckpt-{found.step}-{found.shards[0].timestamp}"  # a manifest is named by rank 0's shard
         with self._store.holding(name):
-            reader = self._store.reader()
-            return reader.whole(record, reader.index(record))
+            return self._whole(record)
+
+    def read_shard(self, key: str) -> AnyPayload:
+        """The raw bytes of the shard under ``key``, verified by the manifest that lists it; errors of ``shard_uri``."""
+        return self._whole(listed_record(self._store.control(), key))
+
+    def read_object(self, key: str) -> AnyPayload:
+        """The bytes of any object as they are stored, unverified."""
+        size = self._store.control().head(key).size
+        plain = ShardRecord(rank=0, key=key, size=size, step=0, epoch=0, timestamp="")
+        return self._store.reader().whole(plain, None)
+
+    def _whole(self, record: ShardRecord) -> AnyPayload:
+        reader = self._store.reader()
+        return reader.whole(record, reader.index(record))
 
 
 def _check(step: SupportsIndex, epoch: int, framework: str, user_meta: Any = None) -> tuple[int, int]:
