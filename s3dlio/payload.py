@@ -7,9 +7,12 @@ copy only, never what a forked child or a later load sees.
 from __future__ import annotations
 
 import builtins
+import errno
 import mmap
 from collections.abc import Iterator
 from typing import Any
+
+from .engine.errors import MemoryLimitError
 
 
 class Payload(mmap.mmap):
@@ -19,8 +22,14 @@ class Payload(mmap.mmap):
     """
 
     def __new__(cls, fd: int, size: int) -> Payload:
-        """Map ``size`` (> 0) bytes of a memory; the descriptor may be closed afterwards."""
-        return super().__new__(cls, fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        """Map ``size`` (> 0) bytes of a memory; the descriptor may be closed afterwards: the mapping has its own."""
+        try:
+            return super().__new__(cls, fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        except OSError as error:
+            advice = "raise the limit of open files (ulimit -n)" if error.errno == errno.EMFILE else "free memory"
+            raise MemoryLimitError(
+                f"cannot map {size} loaded bytes: {error}; {advice}, or let go of what was loaded before"
+            ) from error
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, (bytes, bytearray, memoryview, mmap.mmap)):
