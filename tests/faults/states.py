@@ -55,6 +55,10 @@ def same(found: Any, expected: Any) -> bool:
             isinstance(found, np.ndarray)
             and found.dtype == expected.dtype
             and found.shape == expected.shape
-            and found.tobytes() == expected.tobytes()
+            and _bytes(found) == _bytes(expected)
         )
     return bool(found == expected)
+
+
+def _bytes(array: np.ndarray[Any, Any]) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).data.cast("B") if array.size else memoryview(b"")
