@@ -49,11 +49,11 @@ class PoolConfig:
     ranks_on_host: int = 1
 
     def __post_init__(self) -> None:
-        if self.slot_size < MIB or self.slot_size % MIB:
-            raise ConfigError(f"chunk_size must be a multiple of 1 MiB, not {self.slot_size}")
+        if type(self.slot_size) is not int or self.slot_size < MIB or self.slot_size % MIB:
+            raise ConfigError(f"chunk_size must be a multiple of 1 MiB, not {self.slot_size!r}")
         for name in ("workers", "lanes", "memory", "ranks_on_host"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name} must be a positive number, not {value!r}")
         if self.task_timeout <= 0:
             raise ConfigError(f"task_timeout must be positive, not {self.task_timeout}")

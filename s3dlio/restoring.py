@@ -20,7 +20,7 @@ def load_whole(reader: ShardReader, record: ShardRecord) -> Any:
     """The state, its arrays views of one memory; for a payload the bytes."""
     index = reader.index(record)
     memory = reader.whole(record, index)
-    if index is None or index.tree is None:
+    if index is None or index.table is None:  # the tree of the state `None` is None
         return memory
     from .tensors import parse_table, restore
 
@@ -63,6 +63,6 @@ def load_named(reader: ShardReader, record: ShardRecord, names: str | Iterable[s
 
 def _state_index(reader: ShardReader, record: ShardRecord, what: str) -> ShardIndex:
     index = reader.index(record)
-    if index is None or index.tree is None:
+    if index is None or index.table is None:
         raise ConfigError(f"{record.key} is a payload of bytes, not a state with names: load it without {what}")
     return index

@@ -51,6 +51,8 @@ class Save:
             phase = "committed" if self.committed.exception() is None else "failed"
         elif self.durable.done():
             phase = "committing"
+        elif self.staged.done() and phase in ("waiting", "staging"):  # the job hears of it a moment later
+            phase = "storing"
         return Progress(job.staged, job.encoded, job.stored, job.total, phase)
 
     def cancel(self) -> bool:

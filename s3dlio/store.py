@@ -93,7 +93,7 @@ class CheckpointStore:
         strategy: Strategy | str | None = None,
         *,
         compression: str | None = None,
-        compression_level: int = 3,
+        compression_level: int | None = None,
         multipart_threshold: int | None = None,
         memory: int | None = None,
         workers: int | None = None,
@@ -103,23 +103,20 @@ class CheckpointStore:
     ) -> None:
         self.uri = uri
         self.location = parse_uri(uri)
-        defaults = config or CheckpointConfig()
-        self.config = (
-            defaults
-            if config is not None
-            else CheckpointConfig(
-                strategy=Strategy.parse(strategy),
-                compression=compression,
-                compression_level=compression_level,
-                multipart_threshold=defaults.multipart_threshold
-                if multipart_threshold is None
-                else multipart_threshold,
-                memory=memory,
-                workers=workers,
-                chunk_size=defaults.chunk_size if chunk_size is None else chunk_size,
-                keep_last=keep_last,
-            )
-        )
+        given: dict[str, Any] = {
+            "strategy": strategy,
+            "compression": compression,
+            "compression_level": compression_level,
+            "multipart_threshold": multipart_threshold,
+            "memory": memory,
+            "workers": workers,
+            "chunk_size": chunk_size,
+            "keep_last": keep_last,
+        }
+        options = {name: value for name, value in given.items() if value is not None}
+        if config is not None and options:
+            raise ConfigError(f"pass either config= or {', '.join(options)}, not both")
+        self.config = config or CheckpointConfig(**options)
         self._pool_config = PoolConfig(
             memory=self.config.memory,
             workers=self.config.workers,
