@@ -56,7 +56,7 @@ class PyCheckpointStore:
             uri,
             strategy,
             compression=None if compression_level is None else "zstd",
-            compression_level=3 if compression_level is None else compression_level,
+            compression_level=compression_level,
             multipart_threshold=multipart_threshold,
             memory=memory,
             workers=workers,
