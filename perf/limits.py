@@ -1,0 +1,170 @@
+"""How fast the machine is without us: plain files with some requests in flight, a bare reading loop, one warm copy.
+
+Owns the baselines that every ratio refers to. Benchmarks call it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from .state import tensors
+
+CHUNK = 16 << 20
+_RING = 256 << 20  # far beyond the caches, and no second state in memory
+
+# One of two processes of the bare loop: for each line "path fd start stop" reads that range into the memfd of its
+# parent, checks it, and answers with a line.
+_LOOP = """
+import mmap, os, sys
+from awscrt.checksums import crc32c
+for line in sys.stdin:
+    path, memory, start, stop, chunk = line.rstrip("\\n").split("\\t")
+    fd, out = os.open(path, os.O_RDONLY), os.open(memory, os.O_RDWR)
+    crc = 0
+    with mmap.mmap(out, 0) as mapped, memoryview(mapped) as view:
+        for offset in range(int(start), int(stop), int(chunk)):
+            with view[offset : min(offset + int(chunk), int(stop))] as piece:
+                done = 0
+                while done < len(piece):
+                    done += os.preadv(fd, [piece[done:]], offset + done)
+                crc = crc32c(piece, crc)
+    os.close(fd)
+    os.close(out)
+    print(crc, flush=True)
+"""
+
+
+def aligned(nbytes: int) -> mmap.mmap:
+    """Memory that O_DIRECT takes, touched."""
+    return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
+
+
+class PlainFile:
+    """Writes and reads one file of ``nbytes`` in chunks of 16 MiB with ``requests`` in flight, from warm memory."""
+
+    def __init__(self, path: Path, nbytes: int, requests: int, *, direct: bool) -> None:
+        self.path = path
+        self._nbytes = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._requests = requests
+        self._flags = os.O_DIRECT if direct else 0
+        self._ring = aligned(max(min(_RING, self._nbytes) // CHUNK, requests + 1) * CHUNK)
+
+    def write(self) -> None:
+        """A new file, fsynced with its folder."""
+        self.path.unlink(missing_ok=True)
+        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | self._flags, 0o644)
+        try:
+            self._each(lambda piece, offset: os.pwrite(fd, piece, offset))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        fsync(self.path.parent)
+
+    def read(self) -> None:
+        """The whole file."""
+        fd = os.open(self.path, os.O_RDONLY | self._flags)
+        try:
+            self._each(lambda piece, offset: os.preadv(fd, [piece], offset))
+        finally:
+            os.close(fd)
+
+    def _each(self, act: Callable[[memoryview, int], int]) -> None:
+        view = memoryview(self._ring)
+
+        def one(offset: int) -> None:
+            size, place = min(CHUNK, self._nbytes - offset), offset % len(view)
+            if act(view[place : place + size], offset) != size:
+                raise OSError(f"{self.path}: short transfer at {offset}")
+
+        with ThreadPoolExecutor(self._requests) as pool:
+            list(pool.map(one, range(0, self._nbytes, CHUNK)))
+
+
+class WarmLoop:
+    """Two processes that read a file, check its CRC-32C and land it in new shared memory: a verified load."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._processes = [
+            subprocess.Popen([sys.executable, "-c", _LOOP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+
+    def read(self) -> mmap.mmap:
+        """The file in memory of its own."""
+        size = self._path.stat().st_size
+        fd = os.memfd_create("loop")
+        try:
+            os.ftruncate(fd, size)
+            memory, half = f"/proc/{os.getpid()}/fd/{fd}", size // 2 // CHUNK * CHUNK
+            for process, start, stop in zip(self._processes, (0, half), (half, size), strict=True):
+                assert process.stdin
+                process.stdin.write(f"{self._path}\t{memory}\t{start}\t{stop}\t{CHUNK}\n")
+                process.stdin.flush()
+            for process in self._processes:
+                assert process.stdout
+                if not process.stdout.readline():
+                    raise RuntimeError("a process of the bare loop ended")
+            return mmap.mmap(fd, size)
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """End both processes."""
+        for process in self._processes:
+            process.communicate()
+
+
+class WarmCopy:
+    """One copy of every tensor of a state into warm memory, in the calling thread: the least that staging costs."""
+
+    def __init__(self, state: object) -> None:
+        self._pairs = [(tensor, torch.zeros_like(tensor)) for tensor in tensors(state)]
+
+    def copy(self) -> None:
+        """Copy all."""
+        for source, target in self._pairs:
+            target.copy_(source)
+
+
+def fsync(*paths: Path) -> None:
+    """Make files or folders durable."""
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def files(folder: Path) -> list[Path]:
+    """Every file below ``folder``."""
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def cool(paths: Iterable[Path]) -> None:
+    """Drop files from the page cache."""
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
+
+
+def heat(paths: Iterable[Path]) -> None:
+    """Bring files into the page cache: a file written with O_DIRECT is not there."""
+    buffer = bytearray(4 << 20)
+    for path in paths:
+        with open(path, "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
