@@ -1,6 +1,6 @@
 """Decides for ``auto`` which chunks are encoded: only while storage is the bottleneck.
 
-Owns the arithmetic; no clock, no I/O, no threads, so the same observations give the same decisions. The parent asks it
+Owns the arithmetic; no clock, no I/O, no threads, so the same observations give the same decisions. ``job`` asks it
 once for each chunk and writes the answer into the task, so that encoding itself stays deterministic. Not chosen by
 default for any store; on a fast local disk it settles on "no" after its probes.
 

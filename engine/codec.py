@@ -2,12 +2,11 @@
 
 Owns the codecs' names and the choice to store a chunk raw; never touches storage, checksums or the raw bytes. Workers
 call it, in several threads at once: compressors and buffers are each thread's own and kept for its next chunk. Encoding
-is deterministic, so that a task may be sent again. What is measured stands in ``grouping``.
+is deterministic, so that a task may be sent again. What the codecs write stands in ``s3dlio/FORMAT.md``, what was
+measured in ``grouping``.
 
-* ``none``: the raw bytes.
-* ``zstd``: a chunk is one standard zstd frame that tells its content's size, so the chunks of a shard together are a
-  stream that any zstd tool decodes. A chunk that does not shrink becomes a frame of raw blocks.
-* ``zstd-grouped``: see ``grouping``. A chunk that does not shrink is stored under ``none``.
+A chunk that does not shrink becomes, under ``zstd``, a frame of raw blocks, so that the shard stays a standard stream;
+under ``zstd-grouped`` it is stored under ``none``.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import IO, cast
 
 import zstandard
 
@@ -143,7 +143,7 @@ def decode_stream(pieces: Iterable[memoryview]) -> Iterator[memoryview]:
     source = _Pieces(iter(pieces), walk)
     block = memoryview(bytearray(_STREAM_BLOCK))
     decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_MAX)
-    with decompressor.stream_reader(source, read_across_frames=True) as reader:
+    with decompressor.stream_reader(cast(IO[bytes], source), read_across_frames=True) as reader:
         while size := _read(reader, block):
             yield block[:size]
     walk.finish()

@@ -3,16 +3,8 @@
 Floats of a trained model hardly repeat, but their high bytes (sign, exponent) have few values. So the elements of a run
 are split into byte planes; a plane that a sample shows to shrink passes zstd, the others are stored as they are. The
 match finder is starved (strategy fast, hash_log 6, min_match 7): matches between exponents gain nothing over their
-entropy and cost half of the speed. Owns the layout below, grouping and ungrouping; ``codec`` calls it inside workers.
-Needs NumPy, which is imported with the first grouped chunk only.
-
-Layout of an encoded chunk, little-endian, self-contained::
-
-    chunk := version u8 = 1, number of runs u32, runs × (length in bytes u64, width u8), nodes
-    nodes := for each run in order, for each 524,288 elements of it (the last fewer): node(width)
-    node  := 0 u8, the elements as they are
-           | 1 u8, length u32, one zstd frame of the elements          (width 1 only)
-           | 2 u8, node(width / 2) of the high halves, node(width / 2) of the low halves   (width 2, 4, 8)
+entropy and cost half of the speed. Owns grouping and ungrouping and their layout (``s3dlio/FORMAT.md``, Codecs);
+``codec`` calls it inside workers. Needs NumPy, which is imported with the first grouped chunk only.
 
 The same chunk and runs give the same bytes. Measured on one core (AMD EPYC, AVX-512): splitting with NumPy's casts and
 shifts 17 GB/s for two planes, 7 for four, against 3.6 for strided copies or a transposition.
@@ -137,7 +129,7 @@ class Grouper:
         planes = elements[: segment * _PIECES].view(self._np.uint8).reshape(_PIECES, segment, width)
         sample = self._sample[:width]
         self._np.copyto(sample, planes[:, :_PIECE].transpose(2, 0, 1))
-        return [len(self._compressor.compress(plane)) < plane.size for plane in sample]
+        return [len(self._compressor.compress(plane.data)) < plane.size for plane in sample]
 
     def _encode(self, elements: Array, shrinking: list[bool], writer: _Writer) -> bool:
         """Write one node; False if there is no room for it."""
@@ -148,7 +140,7 @@ class Grouper:
                 target.view(elements.dtype)[...] = elements
             return target is not None
         if width == 1:
-            frame = self._compressor.compress(elements)
+            frame = self._compressor.compress(elements.data)
             if len(frame) + _FRAME.size < len(elements):
                 return writer.put(_FRAME.pack(_ZSTD, len(frame))) and writer.put(frame)
             return self._encode(elements, [False], writer)
@@ -192,9 +184,11 @@ class Grouper:
         np, width, count = self._np, target.itemsize, len(target)
         tag = reader.take(1)[0]
         if tag == _RAW:
-            return np.frombuffer(reader.take(count * width), target.dtype)
+            plain: Array = np.frombuffer(reader.take(count * width), target.dtype)
+            return plain
         if tag == _ZSTD and width == 1:
-            return np.frombuffer(self._inflate(reader, count), target.dtype)
+            inflated: Array = np.frombuffer(self._inflate(reader, count), target.dtype)
+            return inflated
         if tag != _SPLIT or width == 1:
             raise CorruptError(f"a grouped chunk has a node of kind {tag} where elements of {width} bytes begin")
         half = width // 2
@@ -232,7 +226,7 @@ class _Writer:
 
     def __init__(self, room: Array) -> None:
         self._room = room
-        self._bytes = memoryview(room)
+        self._bytes = room.data
         self.position = 0
 
     def put(self, data: bytes) -> bool:

@@ -1,7 +1,8 @@
 """The vocabulary between the parent and its workers: tasks, results, and a few notices.
 
-Owns frozen records only. ``ledger`` writes tasks, ``tasks`` carries them out in the worker, ``supervisor`` moves them.
-A task may be sent again after a worker died, so each is idempotent: same task, same stored bytes.
+Owns frozen records only. ``ledger`` writes the tasks of saves, ``s3dlio.reader`` those of loads; ``supervisor`` moves
+them, ``tasks`` carries them out in the worker. A task may be sent again after a worker died, so each is idempotent:
+same task, same stored bytes.
 """
 
 from __future__ import annotations

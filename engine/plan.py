@@ -1,7 +1,7 @@
 """How raw bytes become chunks, and stored bytes become parts: the rules of size, for every store.
 
 Pure: no I/O, no state but the ``Gatherer``'s own. ``plan_save`` decides once per shard; the ``Gatherer`` then cuts the
-stored chunks, as they come in order, into parts that the store's ``Limits`` allow. The ledger calls both.
+stored chunks, as they come in order, into parts that the store's ``Limits`` allow. ``job`` plans, ``ledger`` gathers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The pool: one arena and one set of workers of this process, shared by all its stores.
 
 Owns the arena, the supervisor, the numbers of attached memories and the turn to stage; knows tasks but no jobs' states
-(``job`` builds saves and loads on it). A forked child forgets its parent's pools; an ending interpreter closes those
-that are open.
+(``job`` builds saves on it, ``fetch`` loads). A forked child forgets its parent's pools; an ending interpreter closes
+those that are open.
 
 Deadlock cannot come from a full arena: one save stages at a time (``turn``), holding what it needs for encoded bytes
 before its first raw slot, so every save before it has all its chunks and drains.

@@ -1,4 +1,4 @@
-"""Which checkpoints a store holds: listing, finding, and the latest. Reads only.
+"""Which checkpoints a store holds: listing, finding, and the latest. Reads only; ``store`` and all that removes ask it.
 
 The manifests are the truth. The latest is found by one listing of ``manifests/`` (names alone give the order) and one
 read; the pointers are for other programs and are never consulted, so a torn or stale one cannot matter.

@@ -1,5 +1,7 @@
 """Commit: from gathered shard records to a published checkpoint. The only place that creates a manifest.
 
+Called by ``store`` for a state and by ``bytes_level`` for the shards of all ranks; knows no tensors and no pool.
+
 The steps, in this order, so that a death between any two leaves the store as it was or with the checkpoint whole:
 1. ``check_records``: the records agree and are complete (pure).
 2. ``check_stored``: every object that they list is there and has its size.

@@ -1,7 +1,7 @@
 """What a save stores: a state's shard image or a payload, as one source of raw bytes with its tree and table.
 
-Pure but for reading the user's memory when the source is copied. ``store`` makes a ``Content`` from what the user hands
-in; ``writer`` stores it.
+Pure but for reading the user's memory when the source is copied. ``store`` (states, payloads) and ``bytes_level``
+(payloads) make a ``Content`` of what the user hands in; a job of ``writer`` copies it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What saves that never committed left behind: shards without a manifest, and open uploads.
 
-``find_leftovers`` looks, ``remove_leftovers`` acts; nothing runs by itself. A save in progress looks just like a dead
-one, so both the age in the store and the order protect it: only what was last written ``min_age`` ago, by a save that
-started before the newest committed checkpoint, is a leftover. An upload to a pointer, which belongs to no one save, is
-judged by its age alone: whoever loses it moves a hint no further.
+``find_leftovers`` looks, ``remove_leftovers`` acts; nothing runs by itself, only ``CheckpointStore.cleanup``. A save in
+progress looks just like a dead one, so both the age in the store and the order protect it: only what was last written
+``min_age`` ago, by a save that started before the newest committed checkpoint, is a leftover. An upload to a pointer,
+which belongs to no one save, is judged by its age alone: whoever loses it moves a hint no further.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The pools of this process, shared: stores with the same memory, workers and chunk size use one.
 
-Owns the table of pools and who uses them; the last store to leave closes its pool. A forked child starts with an empty
-table.
+Owns the table of pools and who uses them; never looks at what they do. ``store`` borrows and gives back; the last store
+to leave closes its pool. A forked child starts with an empty table.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Reading one shard: whole into new memory, in parts into memory that exists, or for the checks alone.
 
-Owns the way from a shard record to verified raw bytes; knows nothing of trees. ``store`` and ``compat`` use it. Every
-byte read is checked: each chunk in the worker that fetched it, the whole by combining; a foreign shard without
-checksums is checked for its size.
+Owns the way from a shard record to verified raw bytes; knows nothing of trees. ``restoring`` and ``bytes_level`` use
+it. Every byte read is checked: each chunk in the worker that fetched it, the whole by combining; a foreign shard
+without checksums is checked for its size.
 """
 
 from __future__ import annotations

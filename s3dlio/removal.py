@@ -1,5 +1,7 @@
 """Deleting checkpoints on purpose: ``delete`` of a step, ``prune`` to the newest. Nothing else removes a manifest.
 
+Called by ``store``, on request and, with ``keep_last``, after a commit.
+
 The pointers leave first, then the manifest goes, then the shards: a checkpoint is never listed half-deleted, and a
 death in between leaves at most shards without a manifest, which ``leftovers`` finds.
 

@@ -1,6 +1,7 @@
 """From a shard back to a state: whole, in place, or some arrays.
 
-Owns the three ways of ``CheckpointStore.load``; the reader brings verified bytes, ``tensors`` gives them shape.
+Owns the three ways of ``CheckpointStore.load``, which calls it; the reader brings verified bytes, ``tensors`` gives
+them shape.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writing one shard: its object through a job of the pool, its index beside it, its record for the commit.
 
-Owns how a shard is coded and named; never commits. ``store`` (states, payloads) and ``compat`` (bytes level) use it.
+Owns how a shard is coded and named; never commits. ``store`` (states, payloads) and ``shards`` (bytes level) use it.
 """
 
 from __future__ import annotations

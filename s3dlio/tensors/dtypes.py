@@ -1,12 +1,8 @@
 """Names of element types: what each weighs, what safetensors calls it, and the NumPy dtype it stands for.
 
-Owns the vocabulary of the table's ``dtype`` column; imports no framework but NumPy. A name is
-
-* plain: ``float32``, ``bfloat16``, ``float8_e4m3fn`` ... (``PLAIN``), for NumPy and torch alike;
-* NumPy only: ``datetime64[ns]``, ``timedelta64[25s]``, ``U12``, ``S5``, ``V8``; with ``>`` in front (``>f4``) a
-  big-endian array, stored as it lies in memory; ``longdouble63`` with the bits of its mantissa, since the name means
-  another format on another machine;
-* ``struct{...}``: a structured dtype as JSON (names, formats, offsets, itemsize, aligned, titles).
+Owns the vocabulary of the table's ``dtype`` column (``s3dlio/FORMAT.md``, Table); imports no framework but NumPy. Plain
+names (``PLAIN``) serve NumPy and torch alike, all others NumPy only. A long double bears the bits of its mantissa,
+since its name means another format on another machine. Every other module of this package speaks in these names.
 """
 
 from __future__ import annotations

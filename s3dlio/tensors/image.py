@@ -1,7 +1,7 @@
 """The bytes of a state's logical shard, any range of them.
 
-Owns nothing but the walk from a range to the header pieces and leaves in it; the copying is each leaf's own. Called by
-the writer to fill slots, from any thread and in any order.
+Owns nothing but the walk from a range to the header pieces and leaves in it; the copying is each leaf's own. A job
+copies from it (by ``s3dlio.content``) to fill slots, from any thread and in any order.
 """
 
 from __future__ import annotations

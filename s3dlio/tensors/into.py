@@ -1,7 +1,7 @@
 """Loading into existing arrays: the target is checked against the stored tree before a byte is read.
 
 Owns the comparison and its list of problems; the bytes are copied by whoever reads, through ``Target.copy_from``.
-Called by the reader for ``load(into=...)``.
+Called by ``s3dlio.restoring`` for ``load(into=...)``.
 """
 
 from __future__ import annotations

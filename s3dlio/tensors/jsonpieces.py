@@ -2,7 +2,7 @@
 
 Owns one function: what ``json.dumps`` would give (ASCII, no spaces), cut into pieces, so that no single C call holds
 the interpreter for long. The encoder of the standard library holds it for 1.5 s on a million entries; a batch here
-takes about 2 ms. Never decides what is written. Called for trees, tables and headers.
+takes about 2 ms. Never decides what is written. ``s3dlio.content`` calls it for trees and tables.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
 """The layout of a state's logical shard: a valid safetensors file.
 
 Owns the order of the leaves, the header and the runs of equal width; a pure function of the leaves. Never touches their
-bytes (``image`` does). Called by the writer after ``flatten``.
-
-The shard: 8 bytes, the little-endian length of the header; the header, JSON padded with spaces so that the data begin
-at a multiple of 64; the leaves by falling width of their component, so that each lies at a multiple of it and bytes of
-one width lie together. A leaf whose dtype safetensors lacks stands there as U8 of its bytes; its true dtype and shape
-stand in the table. Where the header would pass safetensors' limit it has one U8 tensor named ``data`` over everything.
+bytes (``image`` does). Called by ``s3dlio.content`` after ``flatten``. The shard is described in ``s3dlio/FORMAT.md``
+(State): falling widths keep every leaf aligned and bytes of one width together, which is what grouping lives on.
 """
 
 from __future__ import annotations

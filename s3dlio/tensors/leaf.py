@@ -26,7 +26,7 @@ require grad); long bytes, bytearray and text (UTF-8, surrogates passed)."""
 _TORCH_FORMS = ("torch", "torch-grad", "param", "param-frozen")
 
 Node = Any
-"""A JSON-able node of a tree (``tree`` describes them)."""
+"""A JSON-able node of a tree (``s3dlio/FORMAT.md``, Tree)."""
 Ties = dict[Hashable, int]
 """Leaves of one spec by their memory: its address, or a tuple where an address does not tell."""
 Handler = Callable[[Any, str, int], Node]

@@ -1,7 +1,7 @@
 """From a tree, a table and the shard's bytes back to a state, without copying an array.
 
 Owns the walk over a tree that comes from untrusted storage. Arrays are views of the memory and keep it alive, so one
-kept view pins the whole shard: ``select`` and ``into`` are for those who mind. Called by the reader.
+kept view pins the whole shard: ``select`` and ``into`` are for those who mind. Called by ``s3dlio.restoring``.
 """
 
 from __future__ import annotations

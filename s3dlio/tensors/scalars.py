@@ -1,8 +1,8 @@
 """Scalars as typed JSON nodes, and back.
 
-Owns the nodes of everything that is no container and no array: numbers by value or bits, short bytes, NumPy scalars,
-torch's sizes, dtypes and devices. Strings, booleans and None are their own nodes; a bare integer is a leaf's index, so
-every number is tagged. Called by ``tree`` (``ENCODERS``) and ``restore`` (``DECODERS``).
+Owns the nodes of everything that is no container and no array (``s3dlio/FORMAT.md``, Tree): numbers by value or bits,
+short bytes, NumPy scalars, torch's sizes, dtypes and devices. Strings, booleans and None are their own nodes; a bare
+integer is a leaf's index, so every number is tagged. Called by ``tree`` (``ENCODERS``) and ``restore`` (``DECODERS``).
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """The table of a shard: where each leaf lies and what it means, in columns.
 
 Owns the JSON form (``as_json``), its validation (``parse_table``: it comes from untrusted storage) and the choice of
-leaves by name (``select``). Never touches the shard's bytes. Written into the index by the writer, read by the reader.
-
-The JSON: ``names``; ``specs``, the distinct (form, dtype, shape); ``spec``, an index into it per leaf; ``offsets``, the
-first byte of each leaf in the shard; ``aliases``, further names of tied leaves.
+leaves by name (``select``). Never touches the shard's bytes. ``layout`` makes it, ``s3dlio.restoring`` parses it; its
+JSON is described in ``s3dlio/FORMAT.md`` (Table).
 """
 
 from __future__ import annotations

@@ -1,16 +1,8 @@
 """From a state to its tree and its leaves.
 
 Owns the walk over containers, the limits on it and the nodes of containers; arrays are left to ``numpy_leaf`` and
-``torch_leaf``, scalars to ``scalars``. Never copies an array. Called by the writer; ``restore`` is the way back.
-
-A node of the tree is JSON:
-
-* null, true, false, a string: itself; an integer: the leaf of that index; an array: a list;
-* ``{"dict": {key: node}}`` where all keys are plain strings, else ``{"items": [key node, node, ...]}``;
-* ``{"ordered": ...}`` and ``{"ordered_items": ...}``: the same as an OrderedDict, with ``"metadata": node`` beside it
-  where it has torch's ``_metadata``;
-* ``{"tuple": [node, ...]}``; ``{"ints": [...]}``, ``{"floats": [...]}``: a list of only such, also inside ``tuple``;
-* ``{"sparse": {...}}``: a sparse tensor made of leaves; every other tag is a scalar (``scalars``).
+``torch_leaf``, scalars to ``scalars``. Never copies an array. Called by ``s3dlio.content``; ``restore`` is the way
+back. The nodes of a tree are described in ``s3dlio/FORMAT.md`` (Tree).
 
 A ``defaultdict`` is stored as a dict: its factory is code. Other subclasses are refused: they could not come back.
 """
