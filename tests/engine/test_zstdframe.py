@@ -41,8 +41,8 @@ def test_a_raw_frame_is_standard(length: int) -> None:
 def test_any_frames_in_any_pieces(contents: list[tuple[bytes, bool, bool]], cuts: list[int]) -> None:
     stream = b""
     for data, checksum, sized in contents:
-        parameters = {"write_checksum": checksum, "write_content_size": sized}
-        stream += zstandard.ZstdCompressor(**parameters).compress(data) + SKIPPABLE
+        compressor = zstandard.ZstdCompressor(write_checksum=checksum, write_content_size=sized)
+        stream += compressor.compress(data) + SKIPPABLE
     pieces, position = [], 0
     for cut in cuts:
         pieces.append(stream[position : position + cut])
