@@ -86,7 +86,7 @@ class SaveJob:
         self._ledger: SaveLedger | None = None
         self._early: S3dlioError | None = None
         self._held: list[Run] | None = None
-        pool.watch(self.future)  # type: ignore[arg-type]  # Future is invariant
+        pool.watch(self.future, wait=total is not None)  # type: ignore[arg-type]  # Future is invariant
 
     def progress(self) -> Progress:
         ledger = self._ledger
