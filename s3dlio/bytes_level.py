@@ -137,7 +137,7 @@ class CheckpointReader:
         """
         found = Manifest.from_dict(manifest)
         wanted = _integer(rank)
-        record = next((shard for shard in found.shards if shard.rank == wanted), None)
+        record = next((shard for shard in found.shards if type(wanted) is int and shard.rank == wanted), None)
         if record is None:
             raise ConfigError(f"rank {rank!r} is not among the {found.world_size} ranks of step {found.step}")
         name = f"ckpt-{found.step}-{found.shards[0].timestamp}"  # a manifest is named by rank 0's shard

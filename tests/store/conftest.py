@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from s3dlio import CheckpointStore
+from s3dlio import CheckpointStore, PyCheckpointStore
 
-from .live import keeping_pool, open_store
+from .live import SMALL, keeping_pool, open_store
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +37,10 @@ def warm(store: CheckpointStore) -> CheckpointStore:
     """The same, with step 0 saved: a further ``save_async`` needs no answer of the workers."""
     store.save(0, b"zero")
     return store
+
+
+@pytest.fixture
+def published(kept_pool: CheckpointStore, folder: Path) -> Iterator[PyCheckpointStore]:
+    """An empty store under the published package's name."""
+    with PyCheckpointStore(f"file://{folder}", **SMALL) as store:
+        yield store
