@@ -228,10 +228,12 @@ class CheckpointStore:
         save.committed.add_done_callback(lambda _: self._note_failure(save))
         self._finisher.take(save)
         if staging is _Staging.DEFERRED:
+            handle, returned = Handle(save), threading.Event()
             threading.Thread(
-                target=self._store_quietly, args=(save, draft, writer, meta), name="s3dlio-stage", daemon=True
+                target=self._store_after, args=(returned, save, draft, writer, meta), name="s3dlio-stage", daemon=True
             ).start()
-            return Handle(save)
+            returned.set()
+            return handle
         try:
             self._store(save, draft, writer, meta, quiet=staging is _Staging.QUIET)
         except BaseException as error:
@@ -254,8 +256,11 @@ class CheckpointStore:
         )
         save.stage(job, content.source, quiet=quiet)
 
-    def _store_quietly(self, save: Save, draft: Draft, writer: ShardWriter, meta: _Meta) -> None:
+    def _store_after(
+        self, returned: threading.Event, save: Save, draft: Draft, writer: ShardWriter, meta: _Meta
+    ) -> None:
         """In a thread of its own: the handle tells what became of it."""
+        returned.wait()  # else laying out takes the interpreter, and the caller waits 5 ms to get it back
         try:
             self._store(save, draft, writer, meta, quiet=False)
         except Exception as error:  # noqa: BLE001 - it is the handle's to raise
