@@ -8,6 +8,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -230,6 +231,21 @@ def test_several_saves_share_a_tiny_arena(make: Make, tmp_path: Path, codec: str
         thread.join()
     for number, data in enumerate(datas):
         assert load(pool, tmp_path, jobs[number].future.result(60)) == data
+    assert all_free(pool)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_store_of_large_parts(make: Make, codec: str) -> None:
+    """As S3: chunks are smaller than parts, so several are gathered, moved together and cut."""
+    pool = make(memory=40 * MIB, workers=1)
+    location = Location("memory", "parts", (("alignment", 4096), ("part_min", 3 * MIB), ("parts_max", 10)))
+    data = payload(29 * MIB + 17)
+    job = SaveJob(pool, location, "a", total=len(data), coding=Coding(codec, 1), whole_below=0)
+    assert job.stage(BufferSource(memoryview(data)))
+    stored = job.future.result(60)
+    tasks = [replace(task, location=location) for task in fetches(Path("/"), stored)]
+    assert FetchJob(pool, tasks).future.result(60) == [chunk.crc for chunk in stored.chunks]
+    assert stored.crc == crc32c(data)
     assert all_free(pool)
 
 
