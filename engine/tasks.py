@@ -154,7 +154,8 @@ class TaskRunner:
         stored = target if task.codec == "none" else self._landing("stored", task.stored)
         self.backend(task.location).get_range(task.key, task.offset, stored)
         if task.codec != "none":
-            codec.decode(task.codec, stored, target)
+            with _naming(task):
+                codec.decode(task.codec, stored, target)
         crc = crc32c(target)
         if task.crc is not None and crc != task.crc:
             raise CorruptError(
@@ -174,14 +175,16 @@ class TaskRunner:
     def _inflate(self, task: Inflate) -> Inflated:
         """Decode into the memory's descriptor block by block: the decoded size is known only at the end."""
         fd, raw, crc = self._memories.fd(task.memory), 0, 0
-        for block in codec.decode_stream(self._blocks(task)):
-            if raw + len(block) > task.limit:
-                raise MemoryLimitError(
-                    f"{task.location.uri}: {task.key} decodes to more than {task.limit} bytes, all that memory has left"
-                )
-            crc = crc32c(block, crc)
-            os.pwrite(fd, block, raw)
-            raw += len(block)
+        with _naming(task):
+            for block in codec.decode_stream(self._blocks(task)):
+                if raw + len(block) > task.limit:
+                    raise MemoryLimitError(
+                        f"{task.location.uri}: {task.key} decodes to more than {task.limit} bytes, all that memory has "
+                        "left"
+                    )
+                crc = crc32c(block, crc)
+                os.pwrite(fd, block, raw)
+                raw += len(block)
         return Inflated(raw, crc)
 
     def _blocks(self, task: Inflate) -> Iterator[memoryview]:
@@ -202,3 +205,14 @@ class TaskRunner:
         args = [[memoryview(part) for part in a] if isinstance(a, tuple) else a for a in task.args]  # put's segments
         result = getattr(self.backend(task.location), task.method)(*args, **dict(task.options))
         return list(result) if task.method in ("list", "uploads") else result
+
+
+@contextlib.contextmanager
+def _naming(task: Fetch | Inflate) -> Iterator[None]:
+    """Bytes that do not decode are an error of the object that holds them."""
+    try:
+        yield
+    except CorruptError as error:
+        if task.key in str(error):
+            raise
+        raise CorruptError(f"{task.location.uri}: {task.key}: {error}; load another checkpoint") from error
