@@ -57,7 +57,7 @@ class Progress:
 
 
 class SaveJob:
-    """A save of one object. Create, ``stage`` (or ``feed`` and ``end``), then wait for ``future``."""
+    """A save of one object. Create, ``stage``, then wait for ``future``; ``stream.StreamJob`` is fed instead."""
 
     def __init__(
         self, pool: Pool, location: Location, key: str, *, total: int | None, coding: Coding, whole_below: int
@@ -96,14 +96,15 @@ class SaveJob:
         return Progress(self.staged_bytes, ledger.bytes_encoded, ledger.bytes_stored, self.total, phase)
 
     def cancel(self, error: S3dlioError | None = None) -> None:
-        """Give up, unless it ended; ``future`` ends with ``error`` once nothing of it is in flight."""
+        """Give up, unless it ended: staging stops at once, ``future`` ends with ``error`` once nothing is in flight."""
         reason = error or CancelledError(f"the save of {self._spec.key} was cancelled")
+        self._early = self._early or reason
+        self._pool.arena.wake()  # a worker may hold every slot for as long as the storage hangs
 
         def event() -> None:
             if self._ledger is not None:
                 self._give_up(reason)
-            else:  # nothing was begun; should staging be about to, it stops at once
-                self._early = self._early or reason
+            else:  # nothing was begun
                 self._end(None, reason)
 
         try:
@@ -136,8 +137,7 @@ class SaveJob:
             raise
 
     def _interrupt(self, error: BaseException) -> None:
-        self._early = self._early or _as_cancel(error, self._spec.key)
-        self.cancel(self._early)
+        self.cancel(_as_cancel(error, self._spec.key))
 
     def _start(self, quiet: bool = False) -> bool:
         """Reserve slots for encoded bytes, then open the ledger; false if the job has ended meanwhile."""
