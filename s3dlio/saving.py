@@ -160,7 +160,9 @@ class Finisher:
     def fail(self, save: Save, error: BaseException) -> None:
         """A save has failed; it is logged, and its handle raises it."""
         if save.end():
-            _log.error("the save of %s failed: %s: %s", save.name, type(error).__name__, error)
+            # As text: a handler that keeps its records would keep the error, and that the frames of whoever caught it.
+            level = logging.INFO if isinstance(error, CancelledError) else logging.ERROR
+            _log.log(level, "the save of %s failed: %s", save.name, f"{type(error).__name__}: {error}")
             self._drop(save)
             save.fail(error)
 
