@@ -16,6 +16,7 @@ import textwrap
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from tests.faults.processes import MARK, marked, our_memory
 from tests.faults.waiting import PATIENCE, until
@@ -23,7 +24,8 @@ from tests.faults.waiting import PATIENCE, until
 ROOT = Path(__file__).parents[2]
 
 _PROLOGUE = """\
-import json, os, signal, sys
+import faulthandler, json, os, signal, sys
+faulthandler.register(signal.SIGUSR1, all_threads=True)  # a test that hangs asks where
 ARGS = json.loads(sys.argv[1])
 if ARGS["python"]:
     sys.executable = ARGS["python"]
@@ -68,7 +70,7 @@ class Script:
             start_new_session=True,
             bufsize=0,
         )
-        self._heard = b""
+        self._heard = {1: b"", 2: b""}
         self.output = ""
         self.errors = ""
 
@@ -79,23 +81,40 @@ class Script:
 
     def line(self) -> str:
         """The next line that the script says."""
-        assert self.process.stdout is not None
-        while b"\n" not in self._heard:
-            ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
-            more = os.read(self.process.stdout.fileno(), 4096) if ready else b""
+        return self._line(self.process.stdout, 1)
+
+    def error_line(self, text: str) -> str:
+        """The next line of its standard error with this text."""
+        while text not in (line := self._line(self.process.stderr, 2)):
+            self.errors += line + "\n"
+        return line
+
+    def _line(self, stream: IO[bytes] | None, number: int) -> str:
+        assert stream is not None
+        while b"\n" not in self._heard[number]:
+            ready, _, _ = select.select([stream], [], [], PATIENCE)
+            more = os.read(stream.fileno(), 4096) if ready else b""
+            if not ready:
+                self._tell_where()
             assert more, f"the script said no more, and ended with {self.end()}:\n{self.errors}"
-            self._heard += more
-        line, _, self._heard = self._heard.partition(b"\n")
+            self._heard[number] += more
+        line, _, self._heard[number] = self._heard[number].partition(b"\n")
         return line.decode()
+
+    def _tell_where(self) -> None:
+        """Of a script that hangs: have it print its stacks, then end it."""
+        self.process.send_signal(signal.SIGUSR1)
+        select.select([self.process.stderr], [], [], 1.0)
+        self.process.kill()
 
     def end(self, signal_: signal.Signals | None = None) -> int:
         """Wait for its end, after sending it a signal; its status, with the rest of its output in ``output``."""
         if signal_ is not None:
             self.process.send_signal(signal_)
         out, errors = self.process.communicate(timeout=PATIENCE)
-        self.output += (self._heard + out).decode()
-        self.errors += errors.decode()
-        self._heard = b""
+        self.output += (self._heard[1] + out).decode()
+        self.errors += (self._heard[2] + errors).decode()
+        self._heard = {1: b"", 2: b""}
         return self.process.returncode
 
     def signal_group(self, signal_: signal.Signals) -> None:
