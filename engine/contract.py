@@ -34,8 +34,8 @@ Segments = Sequence[memoryview]
 class Location:
     """Where a store is, as any process can open it.
 
-    ``scheme`` is ``file``, ``direct``, ``s3``, ``az`` or ``memory``; ``root`` is a folder, ``bucket/prefix`` or
-    ``account/container/prefix``; ``options`` are sorted name-value pairs of the scheme. Secrets never stand here.
+    ``scheme`` is one of ``backends.SCHEMES``; ``root`` is a folder, or where an object store has the scheme, bucket and
+    prefix; ``options`` are sorted name-value pairs of the scheme. Secrets never stand here.
     """
 
     scheme: str

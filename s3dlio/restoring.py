@@ -7,10 +7,11 @@ them shape.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from .engine.errors import ConfigError
+from .engine.errors import ConfigError, ManifestError
 from .engine.source import buffer_address
 from .index import ShardIndex
 from .reader import ShardReader, Wanted, copy_to_memory
@@ -25,7 +26,8 @@ def load_whole(reader: ShardReader, record: ShardRecord) -> Any:
         return memory
     from .tensors import parse_table, restore
 
-    return restore(index.tree, parse_table(index.table, index.raw_size), memory)
+    with _naming(record):
+        return restore(index.tree, parse_table(index.table, index.raw_size), memory)
 
 
 def load_into(reader: ShardReader, record: ShardRecord, target: Any) -> Any:
@@ -33,8 +35,9 @@ def load_into(reader: ShardReader, record: ShardRecord, target: Any) -> Any:
     index = _state_index(reader, record, "into=")
     from .tensors import parse_table, plan_into
 
-    table = parse_table(index.table, index.raw_size)
-    plan = plan_into(index.tree, table, target)
+    with _naming(record):
+        table = parse_table(index.table, index.raw_size)
+        plan = plan_into(index.tree, table, target)
     wanted = []
     for each in plan.targets:
         start, stop = table.range(each.index)
@@ -49,7 +52,8 @@ def load_named(reader: ShardReader, record: ShardRecord, names: str | Iterable[s
     index = _state_index(reader, record, "names=")
     from .tensors import parse_table, restore_named, select
 
-    table = parse_table(index.table, index.raw_size)
+    with _naming(record):
+        table = parse_table(index.table, index.raw_size)
     selection = select(table, names)
     memory = mmap.mmap(-1, max(selection.size, 1))
     base = buffer_address(memoryview(memory))
@@ -67,3 +71,13 @@ def _state_index(reader: ShardReader, record: ShardRecord, what: str) -> ShardIn
     if index is None or index.table is None:
         raise ConfigError(f"{record.key} is a payload of bytes, not a state with names: load it without {what}")
     return index
+
+
+@contextmanager
+def _naming(record: ShardRecord) -> Iterator[None]:
+    """Say whose tree or table is malformed."""
+    try:
+        yield
+    except ManifestError as error:
+        key = record.key if record.index is None else record.index.key
+        raise ManifestError(f"{key}: {error}; load another checkpoint") from error

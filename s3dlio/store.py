@@ -28,7 +28,14 @@ from .commit import check_meta, commit
 from .config import CheckpointConfig, parse_uri
 from .content import Draft, Pieces, draft_of
 from .engine.contract import Control
-from .engine.errors import CheckpointNotFoundError, ConfigError, DeadlineError, PoolClosedError, S3dlioError
+from .engine.errors import (
+    CheckpointNotFoundError,
+    ConfigError,
+    DeadlineError,
+    NotFoundError,
+    PoolClosedError,
+    S3dlioError,
+)
 from .engine.ledger import StoredObject
 from .engine.pool import EXIT_TIMEOUT, Pool, PoolConfig
 from .handle import Handle
@@ -125,6 +132,7 @@ class CheckpointStore:
         )
         self._clock = IdClock()
         self._seen = False
+        self._closing = False
         self._closed = False
         self._begin()
         _open_stores.add(self)
@@ -218,6 +226,8 @@ class CheckpointStore:
         coordinator: str | None,
         staging: _Staging,
     ) -> Handle:
+        if self._closing:
+            raise PoolClosedError(f"the store {self.uri} is closed: open another one")
         check_step(step)
         _check_coordinator(coordinator)
         check_meta(epoch, framework or "", user_meta, label)
@@ -280,7 +290,7 @@ class CheckpointStore:
     ) -> CheckpointInfo:
         """Index, commit, prune."""
         record = writer.finish(shard, stored, tree=tree() if tree else None, table=table() if table else None)
-        save.durable.set_result(record)
+        save.make_durable(record)
         committed = commit(
             writer.control,
             [record],
@@ -318,18 +328,20 @@ class CheckpointStore:
         into: Any = None,
         names: str | Iterable[str] | None = None,
         rank: int | None = None,
+        id: str | None = None,
     ) -> Any:
         """The state of the newest committed checkpoint, or of ``step``'s newest save.
 
         Arrays are views of one memory, without a copy, so a kept array pins the whole shard. ``into``: a state of the
         same structure whose arrays are filled in place; names, shapes, dtypes are checked before a byte is written.
         ``names``: globs; only these arrays are read, as a dict by name. A payload comes back bytes-like. ``rank``:
-        whose shard, for a checkpoint of several ranks. Raises ``CheckpointNotFoundError``, ``CorruptError`` for bytes
-        that are not those saved, ``ConfigError`` with everything that does not fit ``into`` or ``names``.
+        whose shard, for a checkpoint of several ranks. ``id``: a checkpoint by its own name (``CheckpointInfo.id``),
+        where a step was saved more than once. Raises ``CheckpointNotFoundError``, ``CorruptError`` for bytes that are
+        not those saved, ``ConfigError`` with everything that does not fit ``into`` or ``names``.
         """
         if into is not None and names is not None:
             raise ConfigError("load takes into= or names=, not both")
-        with self._open_checkpoint(step) as (manifest, reader):
+        with self._open_checkpoint(step, id) as (manifest, reader):
             record = _shard_of(manifest, rank)
             if into is not None:
                 return load_into(reader, record, into)
@@ -337,25 +349,27 @@ class CheckpointStore:
                 return load_named(reader, record, names)
             return load_whole(reader, record)
 
-    def verify(self, step: int | None = None, *, on_bytes: OnBytes | None = None) -> VerifyReport:
+    def verify(
+        self, step: int | None = None, *, id: str | None = None, on_bytes: OnBytes | None = None
+    ) -> VerifyReport:
         """Read every byte of a checkpoint back and check every checksum; ``CorruptError`` names what is damaged.
 
-        ``on_bytes`` is called with the number of bytes just checked, in a thread of the pool.
+        ``id``: as in ``load``. ``on_bytes`` is called with the number of bytes just checked, in a thread of the pool.
         """
-        with self._open_checkpoint(step) as (manifest, reader):
+        with self._open_checkpoint(step, id) as (manifest, reader):
             total = sum(reader.verify(record, on_bytes) for record in manifest.shards)
             return VerifyReport(CheckpointInfo.of(manifest), len(manifest.shards), total)
 
-    def read_shard(self, step: int | None = None, *, rank: int | None = None) -> Any:
-        """A shard's raw bytes, bytes-like: of a state, a valid safetensors file."""
-        with self._open_checkpoint(step) as (manifest, reader):
+    def read_shard(self, step: int | None = None, *, rank: int | None = None, id: str | None = None) -> Any:
+        """A shard's raw bytes, bytes-like: of a state, a valid safetensors file. ``rank`` and ``id`` as in ``load``."""
+        with self._open_checkpoint(step, id) as (manifest, reader):
             record = _shard_of(manifest, rank)
             return reader.whole(record, reader.index(record))
 
     @contextmanager
-    def _open_checkpoint(self, step: int | None) -> Iterator[tuple[Manifest, ShardReader]]:
+    def _open_checkpoint(self, step: int | None, id: str | None) -> Iterator[tuple[Manifest, ShardReader]]:
         """A manifest and a reader; the checkpoint is not pruned by this process meanwhile."""
-        manifest = self._resolve(step)
+        manifest = self._resolve(step, id)
         with self._holding(manifest.id.name):
             yield manifest, self._reader()
 
@@ -363,13 +377,24 @@ class CheckpointStore:
         """The checkpoint of this id is not pruned by this process meanwhile."""
         return loading.holding(self.location, name)
 
-    def _resolve(self, step: int | None) -> Manifest:
+    def _resolve(self, step: int | None, id: str | None = None) -> Manifest:
+        if id is not None:
+            return self._by_id(step, id)
         if step is not None:
             return catalog.find(self.control(), check_step(step))
         manifest = catalog.resolve_latest(self.control())
         if manifest is None:
             raise CheckpointNotFoundError(f"{self.uri} holds no committed checkpoint")
         return manifest
+
+    def _by_id(self, step: int | None, id: str) -> Manifest:
+        found = CheckpointId.parse(id)
+        if found is None or step not in (None, found.step):
+            raise ConfigError(f"id={id!r} is not the id of a checkpoint{'' if step is None else f' of step {step}'}")
+        try:
+            return catalog.read_manifest(self.control(), found)
+        except NotFoundError as error:
+            raise CheckpointNotFoundError(f"{self.uri} holds no committed checkpoint {id}") from error
 
     # the bytes level: each rank stores its shard, then one rank commits them all
 
@@ -444,12 +469,14 @@ class CheckpointStore:
         if self._closed:
             return
         check_may_wait()
+        self._closing = True  # no new saves; after a Ctrl-C here the next close, or the exit, waits again
         self._end_streams()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        unfinished = self._wait_for_saves(deadline)
         self._closed = True
         _open_stores.discard(self)
-        unfinished = self._wait_for_saves(timeout)
         if self._pool is not None:
-            pools.give_back(self._pool_config, self._pool, 0 if unfinished else None)
+            pools.give_back(self._pool_config, self._pool, 0 if unfinished else _left(deadline))
             self._wait_for_saves(None)
         self._finisher.close()
         if unfinished:
@@ -465,12 +492,11 @@ class CheckpointStore:
         for stream in list(self._streams):
             stream.cancel()
 
-    def _wait_for_saves(self, timeout: float | None) -> Sequence[Save]:
-        """Saves that have not ended by then; those that have not are cancelled."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+    def _wait_for_saves(self, deadline: float | None) -> Sequence[Save]:
+        """Saves that have not ended by then, which are cancelled."""
         unfinished = []
         for save in self._finisher.pending():
-            if not save.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            if not save.wait(_left(deadline)):
                 save.cancel()
                 unfinished.append(save)
         return unfinished
@@ -488,7 +514,7 @@ class CheckpointStore:
     def _use_pool(self) -> Pool:
         with self._lock:
             if self._closed:
-                raise PoolClosedError(f"the store {self.uri} is closed")
+                raise PoolClosedError(f"the store {self.uri} is closed: open another one")
             if self._pool is None:
                 self._pool = pools.borrow(self._pool_config)
             return self._pool
@@ -540,14 +566,20 @@ def _ranks_on_host() -> int:
 _open_stores: weakref.WeakSet[CheckpointStore] = weakref.WeakSet()
 
 
+def _left(deadline: float | None) -> float | None:
+    """Seconds until a deadline on the monotonic clock."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
 def _close_all() -> None:
     """At the interpreter's end: finish what is in flight, in bounded time, and say what failed."""
+    deadline = time.monotonic() + EXIT_TIMEOUT
     for store in list(_open_stores):
         pending = len(store._finisher.pending())
         if pending:
             _log.warning("%s was not closed: waiting for %d saves in flight", store.uri, pending)
         try:
-            store.close(EXIT_TIMEOUT)
+            store.close(_left(deadline))
         except S3dlioError as error:
             _log.error("%s: %s", store.uri, error)
 

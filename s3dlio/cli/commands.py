@@ -224,7 +224,7 @@ def _verified(store: Any, info: Any) -> dict[str, Any]:
     if info.status == UNREADABLE:
         return {**result, "error": f"{info.manifest_key} is damaged or of a newer format"}
     try:
-        report = store.verify(info.step)
+        report = store.verify(id=info.id)
     except (CorruptError, NotFoundError) as error:
         return {**result, "error": str(error)}
     found = {**result, "shards": report.shards, "bytes": report.bytes, "ok": bool(report.ok)}

@@ -8,6 +8,7 @@ import re
 import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -374,10 +375,26 @@ class TestLife:
         assert begun.wait(60)
         closing = threading.Thread(target=store.close)
         closing.start()
-        while not store._closed:
+        while not store._closing:
             closing.join(0.001)
         go.set()
         closing.join()
+        assert handle.result(0).step == 1
+
+    def test_a_ctrl_c_while_closing_leaves_the_saves_to_the_next_close(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = open_store(folder)
+        store.save(0, b"")
+        with workers_stopped(store):
+            handle = store.save_async(1, STATE)
+            with monkeypatch.context() as patch:
+                patch.setattr(Save, "wait", Mock(side_effect=KeyboardInterrupt))
+                with pytest.raises(KeyboardInterrupt):
+                    store.close()
+            with pytest.raises(PoolClosedError, match="is closed"):
+                store.save(2, b"")
+        store.close()
         assert handle.result(0).step == 1
 
     def test_close_gives_up_after_its_timeout(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
