@@ -35,7 +35,7 @@ class FakeStore:
     """``outcomes``: by step, what ``verify`` returns or raises."""
 
     def __init__(self, *steps: int, world_size: int = 1, payload: bytes = b"") -> None:
-        self.infos = [replace(Info(step), world_size=world_size) for step in steps]
+        self.infos = [replace(Info(step), id=f"{step}-0a1b2c3d", world_size=world_size) for step in steps]
         self.outcomes: dict[int, Report | Exception] = {}
         self.payload = payload
         self.closed = 0
