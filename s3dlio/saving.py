@@ -66,6 +66,13 @@ class Save:
                 self._job.cancel(self._reason())
             return True
 
+    def make_durable(self, record: ShardRecord) -> None:
+        """Every byte is stored: too late to cancel. Raises ``CancelledError`` if it was cancelled before."""
+        with self._lock:
+            if self._cancelled:
+                raise self._reason()
+            self.durable.set_result(record)
+
     def wait(self, timeout: float | None) -> bool:
         """Whether it has ended within ``timeout`` seconds."""
         try:

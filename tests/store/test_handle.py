@@ -124,6 +124,27 @@ def test_a_cancelled_save_commits_nothing_and_leaves_nothing(warm: CheckpointSto
     assert list(warm.control().uploads("")) == []
 
 
+def test_a_save_cancelled_before_it_is_durable_is_not_committed(
+    warm: CheckpointStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(folder)
+    begun, go = threading.Event(), threading.Event()
+    finish = ShardWriter.finish
+
+    def held(*args: Any, **options: Any) -> Any:
+        begun.set()
+        go.wait()
+        return finish(*args, **options)
+
+    monkeypatch.setattr(ShardWriter, "finish", held)
+    handle = warm.save_async(5, STATE)
+    assert begun.wait(60)  # the shard is stored, its index is not
+    assert handle.cancel()
+    go.set()
+    assert isinstance(handle.exception(60), CancelledError)
+    assert contents(folder) == before
+
+
 def test_cancel_after_the_commit_does_nothing(warm: CheckpointStore) -> None:
     handle = warm.save_async(5, STATE)
     handle.result(60)
