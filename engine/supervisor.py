@@ -58,6 +58,7 @@ MAX_SENDS = 5
 MAX_STILLBORN = 3
 """How many workers in a row may die before their first word."""
 _SEND_TIMEOUT = 30.0
+_START_TIMEOUT = 60.0  # 0.1 s where the interpreter's files are warm; more from a busy network file system
 _EXIT_TIMEOUT = 5.0
 _NEVER = float("inf")
 _told: set[str] = set()  # what was to be logged once, whichever worker of whichever pool says it
@@ -303,6 +304,8 @@ class Supervisor:
                 case Hello():
                     worker.ready = True
                     self._stillborn = 0
+                    for sent in worker.tasks.values():
+                        sent.deadline = time.monotonic() + self._task_timeout
 
     def _on_result(self, worker: _Worker, message: ResultMessage) -> None:
         sent = worker.tasks.pop(message.id)
@@ -335,7 +338,7 @@ class Supervisor:
         what = f"{type(sent.task).__name__} of {getattr(sent.task, 'key', 'memory')}"
         if sent.stuck:
             return DeadlineError(
-                f"{what} made no progress for {self._task_timeout:.0f} s, {sent.sends} times; the storage hangs"
+                f"{what} made no progress for {self._task_timeout:g} s, {sent.sends} times; the storage hangs"
             )
         return self._broken or WorkerDiedError(
             f"{what}: {sent.sends} workers died on it, the last with status {status}; see their output above"
@@ -372,7 +375,7 @@ class Supervisor:
     def _assign(self, worker: _Worker, sent: _Sent) -> None:
         number = next(self._sequence)
         sent.sends += 1
-        sent.deadline = time.monotonic() + self._task_timeout
+        sent.deadline = time.monotonic() + self._task_timeout + (0.0 if worker.ready else _START_TIMEOUT)
         worker.tasks[number] = sent
         self._send(worker, TaskMessage(number, sent.task))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from s3dlio.engine.pool import Pool, PoolConfig
-from tests.engine.live import MIB, all_ready, await_
+from tests.engine.live import MIB, all_free, all_ready, await_
 
 
 @pytest.fixture(scope="session")
@@ -22,4 +22,4 @@ def session_pool() -> Iterator[Pool]:
 def pool(session_pool: Pool) -> Iterator[Pool]:
     """The shared pool; the test must leave it with all its slots free."""
     yield session_pool
-    assert session_pool.arena.free == session_pool.arena.slots, "the test leaves slots in use"
+    assert all_free(session_pool), "the test leaves slots in use"

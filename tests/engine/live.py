@@ -124,7 +124,12 @@ def put(folder: Path, key: str, data: bytes) -> Call:
 
 
 def all_free(pool: Pool) -> bool:
-    """Whether the arena has all its slots back (the supervisor gives them back just before a future ends)."""
+    """Whether the arena has all its slots back.
+
+    What was being copied when a save failed is given back by an event that may come after the end of its future.
+    """
+    if not pool.closed:
+        ask(pool.supervisor, lambda: None)
     return pool.arena.free == pool.arena.slots
 
 
