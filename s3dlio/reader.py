@@ -8,9 +8,11 @@ without checksums is checked for its size.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
 from .engine.arena import SharedMemory
 from .engine.checksum import combine_all_crc32c, format_crc32c
@@ -87,11 +89,9 @@ class ShardReader:
         """Read the chunks that hold the wanted bytes, each once, and hand the bytes over."""
         jobs = _by_chunk(index, sorted(wanted, key=lambda each: each.start))
         largest = max((chunk.raw_size for chunk, _ in jobs), default=0)
-        if largest > self._pool.arena.slot_size:  # saved with larger chunks than this pool's: by way of a landing
-            whole = self.whole(record, index)
-            base = buffer_address(memoryview(whole))
-            for chunk, takers in jobs:
-                _hand_over(chunk, takers, base + chunk.raw_offset)
+        if largest > self._pool.arena.slot_size:  # saved with larger chunks than this pool's: by way of landings
+            for batch in _batches(jobs, self._pool.arena.size):
+                self._land_pieces(record, batch)
             return
         fetch_through_slots(
             self._pool,
@@ -112,9 +112,26 @@ class ShardReader:
 
     # parts of the above
 
+    def _land_pieces(self, record: ShardRecord, jobs: _Jobs) -> None:
+        """Bring chunks into new memory, end to end, and hand them over."""
+        places = list(accumulate((chunk.raw_size for chunk, _ in jobs), initial=0))
+
+        def fetch(memory: int) -> None:
+            tasks = [
+                self._task(record, chunk, Span(memory, at, chunk.raw_size))
+                for (chunk, _), at in zip(jobs, places, strict=False)
+            ]
+            self._run(record, FetchJob(self._pool, tasks))
+
+        landed = self._land(record.key, places[-1], fetch)
+        base = buffer_address(memoryview(landed))
+        for (chunk, takers), at in zip(jobs, places, strict=False):
+            _hand_over(chunk, takers, base + at)
+
     def _chunks(self, record: ShardRecord, index: ShardIndex | None) -> Sequence[Chunk | _Chunk]:
         if index is not None:
             return index.chunks
+        self._check_size(record)  # the size is all that is known of it, and a hostile one must not be believed
         step = self._pool.arena.slot_size
         starts = range(0, record.size, step)
         return [_Chunk(at, min(step, record.size - at), at, min(step, record.size - at)) for at in starts]
@@ -138,21 +155,20 @@ class ShardReader:
         target: Callable[[Chunk | _Chunk], Span | None],
         on_bytes: OnBytes | None,
     ) -> None:
-        job = FetchJob(self._pool, [self._task(record, chunk, target(chunk)) for chunk in chunks], on_bytes)
+        tasks = [self._task(record, chunk, target(chunk)) for chunk in chunks]
+        crcs = self._run(record, FetchJob(self._pool, tasks, on_bytes))
+        self._check_checksum(record, combine_all_crc32c(zip(crcs, (chunk.raw_size for chunk in chunks), strict=True)))
+
+    def _run(self, record: ShardRecord, job: FetchJob) -> list[int]:
+        """CRC-32Cs of the chunks, once nobody writes to their targets any more."""
         try:
-            crcs = job.future.result()
+            return job.future.result()
         except S3dlioError:
             raise
-        except BaseException:  # KeyboardInterrupt: nobody may write to the target once it is gone
+        except BaseException:  # KeyboardInterrupt: the targets are about to go
             job.cancel(CancelledError(f"the load of {record.key} was given up"))
             job.future.exception()
             raise
-        found = format_crc32c(combine_all_crc32c(zip(crcs, (chunk.raw_size for chunk in chunks), strict=True)))
-        if record.checksum is not None and found != record.checksum:
-            raise CorruptError(
-                f"{self._location.uri}: {record.key} does not match its checksum (recorded {record.checksum}, "
-                f"found {found}); load another checkpoint"
-            )
 
     def _land(self, name: str, size: int, fetch: Callable[[int], None]) -> Payload:
         """New memory of ``size`` bytes, filled by ``fetch(number)``."""
@@ -161,37 +177,53 @@ class ShardReader:
             raise MemoryLimitError(
                 f"{name} needs {size} bytes of memory, {room} are left: free memory, or load with names= or into="
             )
-        memory = SharedMemory("s3dlio-load", size)
-        number = self._pool.attach(memory)
-        try:
+        with self._memory(size) as (memory, number):
             fetch(number)
             return Payload(memory.fd, size)
+
+    @contextmanager
+    def _memory(self, size: int) -> Iterator[tuple[SharedMemory, int]]:
+        """New memory that the workers know by its number; mappings of it outlive this."""
+        memory = SharedMemory("s3dlio-load", size)
+        try:
+            number = self._pool.attach(memory)
+        except BaseException:
+            memory.close()
+            raise
+        try:
+            yield memory, number
         finally:
             self._pool.detach(number, memory)
 
     def _inflate(self, record: ShardRecord) -> AnyPayload:
         """A zstd stream without an index: its decoded size is known only once it is decoded."""
-        memory = SharedMemory("s3dlio-load", 0)
-        number = self._pool.attach(memory)
-        try:
-            task = Inflate(self._location, record.key, record.size, number, headroom())
-            result = self._pool.run(task).result()
+        with self._memory(0) as (memory, number):
+            future = self._pool.run(Inflate(self._location, record.key, record.size, number, headroom()))
+            try:
+                result = future.result()
+            except BaseException:
+                future.exception()  # after a KeyboardInterrupt: a worker still writes to the memory
+                raise
             assert isinstance(result, Inflated)
-            found = format_crc32c(result.crc)
-            if record.checksum is not None and found != record.checksum:
-                raise CorruptError(
-                    f"{self._location.uri}: {record.key} does not match its checksum (recorded {record.checksum}, "
-                    f"found {found}); load another checkpoint"
-                )
+            self._check_checksum(record, result.crc)
             return Payload(memory.fd, result.raw) if result.raw else EmptyPayload()
-        finally:
-            self._pool.detach(number, memory)
+
+    def _check_checksum(self, record: ShardRecord, crc: int) -> None:
+        found = format_crc32c(crc)
+        if record.checksum is not None and found != record.checksum:
+            raise CorruptError(
+                f"{self._location.uri}: {record.key} does not match its checksum (recorded {record.checksum}, "
+                f"found {found}); load another checkpoint"
+            )
 
     def _check_empty(self, record: ShardRecord) -> EmptyPayload:
+        self._check_size(record)
+        return EmptyPayload()
+
+    def _check_size(self, record: ShardRecord) -> None:
         info = self._pool.control(self._location).head(record.key)
         if info.size != record.size:
             raise CorruptError(f"{self._location.uri}: {record.key} has {info.size} bytes instead of {record.size}")
-        return EmptyPayload()
 
     def _large_index(self, ref: IndexRef) -> AnyPayload:
         step = self._pool.arena.slot_size
@@ -207,9 +239,24 @@ class ShardReader:
 
 
 _Takers = list[tuple[Wanted, int, int]]
+_Jobs = list[tuple[Chunk, _Takers]]
 
 
-def _by_chunk(index: ShardIndex, wanted: list[Wanted]) -> list[tuple[Chunk, _Takers]]:
+def _batches(jobs: _Jobs, size: int) -> Iterator[_Jobs]:
+    """``jobs`` in batches of at most ``size`` raw bytes, of at least one chunk each."""
+    batch: _Jobs = []
+    held = 0
+    for job in jobs:
+        if batch and held + job[0].raw_size > size:
+            yield batch
+            batch, held = [], 0
+        batch.append(job)
+        held += job[0].raw_size
+    if batch:
+        yield batch
+
+
+def _by_chunk(index: ShardIndex, wanted: list[Wanted]) -> _Jobs:
     """Each chunk that holds wanted bytes, with who takes which of the shard's bytes [start, stop) from it."""
     jobs: dict[int, _Takers] = {}
     for each in wanted:
