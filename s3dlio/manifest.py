@@ -7,11 +7,13 @@ in the index beside each shard. Everything read is checked before anything is al
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from . import fields
+from .engine.checksum import crc32c, format_crc32c
 from .engine.errors import ManifestError
 from .ids import STEP_MAX, CheckpointId
 from .records import PLAIN_CODECS, ShardRecord
@@ -22,6 +24,9 @@ MANIFEST_MAX = 64 << 20
 """Bytes of a manifest: 131,072 ranks of 400 bytes."""
 
 COMPLETE = "complete"
+
+_SEAL = re.compile(rb',\n "checksum": "(crc32c:[0-9a-f]{8})"\n\}\n\Z')
+_SEAL_SIZE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,7 @@ class Manifest:
         # One dumps for each rank: a single one over 16,384 ranks would hold the GIL for its whole length.
         shards = ",\n".join(json.dumps(shard.to_entry(), separators=(",", ":")) for shard in self.shards)
         head, tail = (json.dumps(part, indent=1)[2:-2] for part in (self._head(), self._tail()))
-        data = f'{{\n{head},\n "shards": [\n{shards}\n ],\n{tail}\n}}\n'.encode()
+        data = _seal(f'{{\n{head},\n "shards": [\n{shards}\n ],\n{tail}'.encode())
         if len(data) > MANIFEST_MAX:
             raise ManifestError(f"the manifest of step {self.step} is {len(data)} bytes, more than {MANIFEST_MAX}")
         return data
@@ -100,6 +105,8 @@ class Manifest:
         """The manifest stored under ``key``; ``ManifestError``, naming the key, for everything that is not one."""
         if len(data) > MANIFEST_MAX:
             raise ManifestError(f"{key} is {len(data)} bytes, more than a manifest can be ({MANIFEST_MAX})")
+        if not _is_sound(data):
+            raise ManifestError(f"{key} does not match its own checksum: it was damaged, or edited by hand")
         return cls.from_dict(fields.loads(data, key), key)
 
     @classmethod
@@ -134,11 +141,24 @@ class Manifest:
 
 def is_newer_format(data: bytes) -> bool:
     """Whether these bytes are a manifest of a later version, whose shards may not be touched."""
+    if not _is_sound(data):
+        return False
     try:
         version = fields.mapping(fields.loads(data, "manifest"), "manifest").get("format_version")
     except ManifestError:
         return False
     return type(version) is int and version > NEWEST_FORMAT
+
+
+def _seal(body: bytes) -> bytes:
+    """The manifest that begins with ``body``, ended by its checksum: one flipped bit could else drop a field's name."""
+    return body + b',\n "checksum": "%s"\n}\n' % format_crc32c(crc32c(body)).encode()
+
+
+def _is_sound(data: bytes | bytearray | memoryview) -> bool:
+    """False if the checksum at the end contradicts the rest; true where there is none, as in the published package."""
+    seal = _SEAL.search(data, max(0, len(data) - _SEAL_SIZE))
+    return seal is None or format_crc32c(crc32c(memoryview(data)[: seal.start()])).encode() == seal[1]
 
 
 def check_world(shards: Sequence[ShardRecord], world_size: int, what: str) -> tuple[ShardRecord, ...]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 import s3dlio.catalog as catalog_module
@@ -106,7 +108,7 @@ def test_a_damaged_manifest_is_listed_as_unreadable(control: FakeControl, caplog
 
 def test_a_newer_format_is_refused_with_the_way_out(control: FakeControl) -> None:
     data, _ = control.objects[C.manifest_key]
-    control.store(C.manifest_key, data.replace(b'"format_version": 1', b'"format_version": 9'))
+    control.store(C.manifest_key, json.dumps({**json.loads(data), "format_version": 9}).encode())
     with pytest.raises(ManifestError, match="upgrade s3dlio"):
         resolve_latest(control)
 
@@ -142,7 +144,7 @@ def test_a_manifest_deleted_since_the_listing_is_passed_over(control: FakeContro
 
 def test_a_foreign_status_is_listed_but_never_the_latest(control: FakeControl) -> None:
     data, _ = control.objects[C.manifest_key]
-    control.store(C.manifest_key, data.replace(b'"complete"', b'"partial"'))
+    control.store(C.manifest_key, json.dumps({**json.loads(data), "status": "partial"}).encode())
     latest = resolve_latest(control)
     assert latest is not None
     assert latest.id == B
