@@ -1,8 +1,7 @@
 """``CheckpointStore``: saving and loading the state of a training run, in the background and whole or not at all.
 
-The public face. Owns the order of things (name, stage, store, commit, prune) and delegates each: ``content`` flattens,
-``writer`` and ``reader`` move bytes through the shared pool, ``saving`` keeps promises, ``commit``, ``catalog`` and
-``removal`` speak the store's protocol.
+The public face. Owns the checks of what a user asks for, and the life of a store; delegates the rest: ``state_saver``
+saves, ``reader`` and ``restoring`` load, ``catalog`` and ``removal`` speak the store's protocol.
 """
 
 from __future__ import annotations
@@ -10,23 +9,20 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import sys
 import threading
 import time
-import traceback
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from types import TracebackType
 from typing import Any
 
 from . import catalog, leftovers, loading, pools, removal
 from .bytes_level import CheckpointReader, CheckpointWriter, StoreAccess
-from .commit import check_meta, commit
+from .commit import check_meta
 from .config import CheckpointConfig, parse_uri
-from .content import Draft, Pieces, draft_of
+from .content import draft_of
 from .engine.contract import Control
 from .engine.errors import (
     CheckpointNotFoundError,
@@ -36,22 +32,22 @@ from .engine.errors import (
     PoolClosedError,
     S3dlioError,
 )
-from .engine.ledger import StoredObject
 from .engine.pool import EXIT_TIMEOUT, Pool, PoolConfig
 from .handle import Handle
 from .ids import CheckpointId, IdClock, check_step
 from .info import CheckpointInfo
 from .manifest import Manifest
+from .ranks import check_coordinator, ranks_on_host
 from .reader import OnBytes, ShardReader
 from .records import ShardRecord
 from .restoring import load_into, load_named, load_whole
-from .saving import Finisher, Save, check_may_wait
+from .saving import Save, check_may_wait
 from .shards import ShardStream
+from .state_saver import Meta, Staging, StateSaver
 from .strategy import Strategy
-from .writer import Shard, ShardWriter
+from .writer import ShardWriter
 
 _log = logging.getLogger("s3dlio")
-COORDINATORS = ("auto", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +62,6 @@ class VerifyReport:
     def ok(self) -> bool:
         """True: damage raises instead."""
         return True
-
-
-@dataclass(frozen=True, slots=True)
-class _Meta:
-    """What is recorded of a save beside its bytes."""
-
-    id: CheckpointId
-    epoch: int
-    framework: str
-    user_meta: Any
-    label: str | None
-
-
-class _Staging(Enum):
-    """When the copy happens: beside the storing (``save`` waits for both), before it, or in a thread."""
-
-    BESIDE = "beside"
-    QUIET = "quiet"
-    DEFERRED = "deferred"
 
 
 class CheckpointStore:
@@ -128,7 +105,7 @@ class CheckpointStore:
             memory=self.config.memory,
             workers=self.config.workers,
             slot_size=self.config.chunk_size,
-            ranks_on_host=_ranks_on_host(),
+            ranks_on_host=ranks_on_host(),
         )
         self._clock = IdClock()
         self._seen = False
@@ -139,8 +116,7 @@ class CheckpointStore:
 
     def _begin(self) -> None:
         """Start with no pool and no saves: at first, and in a forked child, whose parent keeps those it has."""
-        self._finisher = Finisher()
-        self._failed: list[Save] = []
+        self._saver = StateSaver(self._prune_quietly)
         self._lock = threading.Lock()
         self._pool: Pool | None = None
         self._streams: weakref.WeakSet[ShardStream] = weakref.WeakSet()
@@ -156,7 +132,7 @@ class CheckpointStore:
         return cls(uri, config=config)
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"{len(self._finisher.pending())} saves in flight"
+        state = "closed" if self._closed else f"{len(self._saver.pending())} saves in flight"
         return f"<CheckpointStore {self.uri}: {state}>"
 
     def __enter__(self) -> CheckpointStore:
@@ -185,7 +161,7 @@ class CheckpointStore:
         coordinator: str | None = "auto",
     ) -> CheckpointInfo:
         """Save and wait until it is committed. Arguments and errors as in ``save_async``."""
-        handle = self._save(step, state, epoch, framework, user_meta, id, coordinator, _Staging.BESIDE)
+        handle = self._save(step, state, epoch, framework, user_meta, id, coordinator, Staging.BESIDE)
         try:
             return handle.result()
         except KeyboardInterrupt:
@@ -212,7 +188,7 @@ class CheckpointStore:
         ``handle.wait_staged()``. Raises ``ConfigError`` and ``UnsupportedError`` (with the path in the tree) before
         anything is written; whatever happens later is raised by the handle.
         """
-        staging = _Staging.DEFERRED if defer_staging else _Staging.QUIET
+        staging = Staging.DEFERRED if defer_staging else Staging.QUIET
         return self._save(step, state, epoch, framework, user_meta, id, coordinator, staging)
 
     def _save(
@@ -224,85 +200,17 @@ class CheckpointStore:
         user_meta: Any,
         label: str | None,
         coordinator: str | None,
-        staging: _Staging,
+        staging: Staging,
     ) -> Handle:
         if self._closing:
             raise PoolClosedError(f"the store {self.uri} is closed: open another one")
         check_step(step)
-        _check_coordinator(coordinator)
+        check_coordinator(coordinator)
         check_meta(epoch, framework or "", user_meta, label)
         draft = draft_of(state)
         writer = self._writer()
-        meta = _Meta(self._mint(step), epoch, framework or draft.framework, user_meta, label)
-        save = Save(meta.id.name)
-        save.committed.add_done_callback(lambda _: self._note_failure(save))
-        self._finisher.take(save)
-        if staging is _Staging.DEFERRED:
-            handle, returned = Handle(save), threading.Event()
-            threading.Thread(
-                target=self._store_after, args=(returned, save, draft, writer, meta), name="s3dlio-stage", daemon=True
-            ).start()
-            returned.set()
-            return handle
-        try:
-            self._store(save, draft, writer, meta, quiet=staging is _Staging.QUIET)
-        except BaseException as error:
-            save.asked = True
-            self._finisher.fail(save, error)
-            raise
-        return Handle(save)
-
-    def _store(self, save: Save, draft: Draft, writer: ShardWriter, meta: _Meta, *, quiet: bool) -> None:
-        """Lay out and stage; what follows runs in the finisher's thread."""
-        content = draft.content()
-        shard = writer.shard(meta.id, 0, meta.epoch, empty=not content.source.total, label=meta.label)
-        job = writer.start(shard, content.source.total, content.runs)
-        tree, table = content.tree, content.table  # not the content: once staged, nothing keeps the user's arrays
-        self._finisher.follow(
-            save,
-            job,
-            lambda stored: self._finish(save, stored, writer, shard, tree, table, meta),
-            discard=lambda: writer.discard(shard),
-        )
-        save.stage(job, content.source, quiet=quiet)
-
-    def _store_after(
-        self, returned: threading.Event, save: Save, draft: Draft, writer: ShardWriter, meta: _Meta
-    ) -> None:
-        """In a thread of its own: the handle tells what became of it."""
-        returned.wait()  # else laying out takes the interpreter, and the caller waits 5 ms to get it back
-        try:
-            self._store(save, draft, writer, meta, quiet=False)
-        except Exception as error:  # noqa: BLE001 - it is the handle's to raise
-            del draft
-            traceback.clear_frames(error.__traceback__)  # a kept error keeps no state
-            self._finisher.fail(save, error)
-
-    def _finish(
-        self,
-        save: Save,
-        stored: StoredObject,
-        writer: ShardWriter,
-        shard: Shard,
-        tree: Pieces | None,
-        table: Pieces | None,
-        meta: _Meta,
-    ) -> CheckpointInfo:
-        """Index, commit, prune."""
-        record = writer.finish(shard, stored, tree=tree() if tree else None, table=table() if table else None)
-        save.make_durable(record)
-        committed = commit(
-            writer.control,
-            [record],
-            step=meta.id.step,
-            epoch=meta.epoch,
-            framework=meta.framework,
-            world_size=1,
-            user_meta=meta.user_meta,
-            label=meta.label,
-        )
-        self._prune_quietly()
-        return CheckpointInfo.of(committed.manifest)
+        meta = Meta(self._mint(step), epoch, framework or draft.framework, user_meta, label)
+        return self._saver.begin(draft, writer, meta, staging)
 
     def _prune_quietly(self) -> None:
         """After a commit: that older checkpoints stay longer must not make it fail."""
@@ -313,11 +221,6 @@ class CheckpointStore:
             self._prune(pool.control(self.location), self.config.keep_last)
         except S3dlioError as error:
             _log.warning("older checkpoints were not pruned: %s", error)
-
-    def _note_failure(self, save: Save) -> None:
-        if save.committed.exception() is not None and not save.asked:
-            with self._lock:
-                self._failed.append(save)
 
     # loading
 
@@ -478,14 +381,11 @@ class CheckpointStore:
         if self._pool is not None:
             pools.give_back(self._pool_config, self._pool, 0 if unfinished else _left(deadline))
             self._wait_for_saves(None)
-        self._finisher.close()
+        self._saver.close()
         if unfinished:
             names = ", ".join(save.name for save in unfinished)
             raise DeadlineError(f"{self.uri}: given up after {timeout} s, not committed: {names}")
-        for save in self._failed:
-            if not save.asked and (error := save.committed.exception()) is not None:
-                save.asked = True
-                raise error
+        self._saver.raise_unasked()
 
     def _end_streams(self) -> None:
         """Cancel the streams that were not finalized: nobody else would, and the pool would wait for them."""
@@ -495,7 +395,7 @@ class CheckpointStore:
     def _wait_for_saves(self, deadline: float | None) -> Sequence[Save]:
         """Saves that have not ended by then, which are cancelled."""
         unfinished = []
-        for save in self._finisher.pending():
+        for save in self._saver.pending():
             if not save.wait(_left(deadline)):
                 save.cancel()
                 unfinished.append(save)
@@ -539,30 +439,6 @@ def _shard_of(manifest: Manifest, rank: int | None) -> ShardRecord:
     raise ConfigError(f"rank {rank} is outside the world of {manifest.world_size} ranks of step {manifest.step}")
 
 
-def _check_coordinator(coordinator: str | None) -> None:
-    """Until ranks agree on one checkpoint through this store, a rank among several must say that it saves alone."""
-    if coordinator not in COORDINATORS:
-        raise ConfigError(f"coordinator must be 'auto' or None, not {coordinator!r}")
-    distributed = sys.modules.get("torch.distributed")
-    ranks = 1
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        ranks = distributed.get_world_size()
-    if coordinator == "auto" and ranks > 1:
-        raise ConfigError(
-            f"torch.distributed runs {ranks} ranks: pass coordinator=None to save this rank's state as a checkpoint "
-            "of its own, or use PyCheckpointStore(...).writer(world_size, rank) and finalize on one rank"
-        )
-
-
-def _ranks_on_host() -> int:
-    """Ranks that share this machine's memory, as launchers tell (torchrun, and MPI's of Open MPI and MVAPICH)."""
-    for name in ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE"):
-        value = os.environ.get(name, "")
-        if value.isdigit() and int(value) > 0:
-            return int(value)
-    return 1
-
-
 _open_stores: weakref.WeakSet[CheckpointStore] = weakref.WeakSet()
 
 
@@ -575,7 +451,7 @@ def _close_all() -> None:
     """At the interpreter's end: finish what is in flight, in bounded time, and say what failed."""
     deadline = time.monotonic() + EXIT_TIMEOUT
     for store in list(_open_stores):
-        pending = len(store._finisher.pending())
+        pending = len(store._saver.pending())
         if pending:
             _log.warning("%s was not closed: waiting for %d saves in flight", store.uri, pending)
         try:

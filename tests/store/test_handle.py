@@ -43,7 +43,7 @@ def commits_held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         go.wait()
         return commit(*args, **options)
 
-    monkeypatch.setattr("s3dlio.store.commit", held)
+    monkeypatch.setattr("s3dlio.state_saver.commit", held)
     try:
         yield begun
     finally:
@@ -54,7 +54,7 @@ def refuse_commits(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise StorageError("the store is on fire")
 
-    monkeypatch.setattr("s3dlio.store.commit", refuse)
+    monkeypatch.setattr("s3dlio.state_saver.commit", refuse)
 
 
 def test_the_promises_are_kept_in_order(warm: CheckpointStore) -> None:
@@ -427,7 +427,7 @@ def _raise(error: BaseException) -> Callable[..., None]:
 def test_a_deadline_of_the_save_itself_is_told_from_that_of_a_wait(
     warm: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("s3dlio.store.commit", _raise(DeadlineError("the storage hangs")))
+    monkeypatch.setattr("s3dlio.state_saver.commit", _raise(DeadlineError("the storage hangs")))
     handle = warm.save_async(5, STATE)
     with pytest.raises(DeadlineError, match="the storage hangs"):
         handle.result(60)

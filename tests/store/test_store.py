@@ -28,6 +28,7 @@ from s3dlio import (
 )
 from s3dlio.commit import commit
 from s3dlio.saving import Save
+from s3dlio.state_saver import StateSaver
 
 from .live import MIB, SMALL, assert_same, contents, open_store, random_bytes, smooth_floats, workers_stopped
 
@@ -173,7 +174,7 @@ class TestBadInput:
         before = contents(folder)
         yield
         assert contents(folder) == before
-        assert warm._finisher.pending() == []
+        assert warm._saver.pending() == []
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -363,14 +364,14 @@ class TestLife:
         store = open_store(folder)
         store.save(0, b"")
         begun, go = threading.Event(), threading.Event()
-        stage = CheckpointStore._store
+        stage = StateSaver.store
 
         def held(*args: Any, **options: Any) -> None:
             begun.set()
             go.wait()
             stage(*args, **options)
 
-        monkeypatch.setattr(CheckpointStore, "_store", held)
+        monkeypatch.setattr(StateSaver, "store", held)
         handle = store.save_async(1, STATE, defer_staging=True)
         assert begun.wait(60)
         closing = threading.Thread(target=store.close)
@@ -425,7 +426,7 @@ class TestLife:
         def refuse(*_: object, **__: object) -> None:
             raise StorageError("on fire")
 
-        monkeypatch.setattr("s3dlio.store.commit", refuse)
+        monkeypatch.setattr("s3dlio.state_saver.commit", refuse)
         with pytest.raises(ZeroDivisionError):
             save_and_fail(folder)
         with pytest.raises(StorageError, match="on fire"), open_store(folder) as store:
@@ -448,7 +449,7 @@ class TestLife:
                 raise StorageError(f"no {step}")
             return commit(control, records, step=step, **options)
 
-        monkeypatch.setattr("s3dlio.store.commit", refuse)
+        monkeypatch.setattr("s3dlio.state_saver.commit", refuse)
         handles = [store.save_async(step, b"x") for step in (1, 2, 3)]
         assert handles[0].exception(60) is not None
         with pytest.raises(StorageError, match=r"no [23]"):

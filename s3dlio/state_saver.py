@@ -1,0 +1,148 @@
+"""Saving states: each from its draft to its commit, and what became of it.
+
+Owns the order of things (lay out, stage, store, index, commit) and the saves of one store; ``content`` lays out,
+``writer`` stores, ``saving`` keeps the promises, ``commit`` publishes. ``store`` calls it with checked arguments.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from .commit import commit
+from .content import Draft, Pieces
+from .engine.ledger import StoredObject
+from .handle import Handle
+from .ids import CheckpointId
+from .info import CheckpointInfo
+from .saving import Finisher, Save
+from .writer import Shard, ShardWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What is recorded of a save beside its bytes."""
+
+    id: CheckpointId
+    epoch: int
+    framework: str
+    user_meta: Any
+    label: str | None
+
+
+class Staging(Enum):
+    """When the copy happens: beside the storing (``save`` waits for both), before it, or in a thread."""
+
+    BESIDE = "beside"
+    QUIET = "quiet"
+    DEFERRED = "deferred"
+
+
+class StateSaver:
+    """The saves of one store. ``committed`` is called after each commit, in the finisher's thread."""
+
+    def __init__(self, committed: Callable[[], None]) -> None:
+        self._committed = committed
+        self._finisher = Finisher()
+        self._failed: list[Save] = []
+        self._lock = threading.Lock()
+
+    def pending(self) -> list[Save]:
+        """Saves that have not ended."""
+        return self._finisher.pending()
+
+    def begin(self, draft: Draft, writer: ShardWriter, meta: Meta, staging: Staging) -> Handle:
+        """Start a save; it is staged when this returns, unless it is deferred. Raises what staging raises."""
+        save = Save(meta.id.name)
+        save.committed.add_done_callback(lambda _: self._note_failure(save))
+        self._finisher.take(save)
+        try:
+            if staging is Staging.DEFERRED:
+                self._defer(save, draft, writer, meta)
+            else:
+                self.store(save, draft, writer, meta, quiet=staging is Staging.QUIET)
+        except BaseException as error:
+            save.asked = True
+            self._finisher.fail(save, error)
+            raise
+        return Handle(save)
+
+    def store(self, save: Save, draft: Draft, writer: ShardWriter, meta: Meta, *, quiet: bool) -> None:
+        """Lay out and stage; what follows runs in the finisher's thread."""
+        content = draft.content()
+        shard = writer.shard(meta.id, 0, meta.epoch, empty=not content.source.total, label=meta.label)
+        job = writer.start(shard, content.source.total, content.runs)
+        tree, table = content.tree, content.table  # not the content: once staged, nothing keeps the user's arrays
+        self._finisher.follow(
+            save,
+            job,
+            lambda stored: self._finish(save, stored, writer, shard, tree, table, meta),
+            discard=lambda: writer.discard(shard),
+        )
+        save.stage(job, content.source, quiet=quiet)
+
+    def _defer(self, save: Save, draft: Draft, writer: ShardWriter, meta: Meta) -> None:
+        """Lay out and stage in a thread of its own; the handle tells what became of it."""
+        returned = threading.Event()
+
+        def run(draft: Draft) -> None:
+            returned.wait()  # else laying out takes the interpreter, and the caller waits 5 ms to get it back
+            try:
+                self.store(save, draft, writer, meta, quiet=False)
+            except Exception as error:  # noqa: BLE001 - it is the handle's to raise
+                del draft
+                traceback.clear_frames(error.__traceback__)  # a kept error keeps no state
+                self._finisher.fail(save, error)
+
+        try:
+            threading.Thread(target=run, args=(draft,), name="s3dlio-stage", daemon=True).start()
+        finally:
+            returned.set()
+
+    def _finish(
+        self,
+        save: Save,
+        stored: StoredObject,
+        writer: ShardWriter,
+        shard: Shard,
+        tree: Pieces | None,
+        table: Pieces | None,
+        meta: Meta,
+    ) -> CheckpointInfo:
+        """Index and commit."""
+        record = writer.finish(shard, stored, tree=tree() if tree else None, table=table() if table else None)
+        save.make_durable(record)
+        committed = commit(
+            writer.control,
+            [record],
+            step=meta.id.step,
+            epoch=meta.epoch,
+            framework=meta.framework,
+            world_size=1,
+            user_meta=meta.user_meta,
+            label=meta.label,
+        )
+        self._committed()
+        return CheckpointInfo.of(committed.manifest)
+
+    def _note_failure(self, save: Save) -> None:
+        if save.committed.exception() is not None and not save.asked:
+            with self._lock:
+                self._failed.append(save)
+
+    def raise_unasked(self) -> None:
+        """Raise the first failure that nobody has asked for."""
+        with self._lock:
+            failed = list(self._failed)
+        for save in failed:
+            if not save.asked and (error := save.committed.exception()) is not None:
+                save.asked = True
+                raise error
+
+    def close(self) -> None:
+        """End the finisher's thread; the caller has waited for the saves that it wants."""
+        self._finisher.close()
