@@ -88,7 +88,9 @@ class Arena:
         self._grown = [False] * self.slots
         self._lent: set[int] = set()
         self._exhausted = False
-        self._changed = threading.Condition()
+        # Taken itself, not through the condition: a Ctrl-C within a condition's own `__enter__` would leave it taken.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
     def _map(self) -> int:
         # Not a mmap object: that would keep a second descriptor open, which a forked child inherits, and in the child,
@@ -113,7 +115,7 @@ class Arena:
     @property
     def free(self) -> int:
         """Slots that nobody holds."""
-        with self._changed:
+        with self._lock:
             return self.slots - len(self._lent)
 
     def address(self, slot: int) -> int:
@@ -135,7 +137,7 @@ class Arena:
             slot = self._take(deadline, stop, held)
             if self._grown[slot] or self._grow(slot):
                 return slot
-            with self._changed:
+            with self._lock:
                 self._put_back(slot)
                 self._exhausted = True  # until a slot comes back: asking the kernel again at once would spin
 
@@ -147,7 +149,7 @@ class Arena:
             return None
 
     def _take(self, deadline: float | None, stop: Callable[[], bool], held: int) -> int:
-        with self._changed:
+        with self._lock:
             while True:
                 if stop():
                     raise DeadlineError("the wait for memory was stopped")
@@ -202,7 +204,7 @@ class Arena:
         Stops where memory runs short; returns the bytes that are warm.
         """
         wanted = min(self.slots, -(-nbytes // self.slot_size))
-        with self._changed:
+        with self._lock:
             cold = [slot for slot in self._free if slot < wanted and not self._grown[slot]]
             room = max(0, self._room() - _MARGIN) // self.slot_size
             cold = sorted(cold)[:room]
@@ -219,7 +221,7 @@ class Arena:
 
     def release(self, slots: Sequence[int]) -> None:
         """Give slots back; nobody may touch them afterwards."""
-        with self._changed:
+        with self._lock:
             for slot in slots:
                 self._put_back(slot)
             self._exhausted = False
@@ -231,7 +233,7 @@ class Arena:
 
     def wake(self) -> None:
         """Make waiting leases ask ``stop`` again."""
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     def move(self, source: int, target: int, offset: int, length: int) -> None:
@@ -246,7 +248,8 @@ class Arena:
 
     def forget(self) -> None:
         """In a forked child, where the mapping is a hole: a thread that does not exist here may hold the lock."""
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
 
 def forget_memories() -> None:

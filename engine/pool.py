@@ -83,9 +83,10 @@ class Pool:
         self._waited: weakref.WeakSet[Future[object]] = weakref.WeakSet()
         self._closed = False
         self._ended = False
-        self._users = 0
+        self._users: set[int] = set()
         self._held_by_streams = 0
-        self._idle = threading.Condition()
+        self._lock = threading.RLock()  # taken itself, for the reason told in `Arena`
+        self._idle = threading.Condition(self._lock)
         try:
             self.supervisor = Supervisor(
                 self.workers, self.config.lanes, task_timeout=self.config.task_timeout, on_end=self._fail_jobs
@@ -161,21 +162,24 @@ class Pool:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """While this thread touches slots ``close`` unmaps nothing; ``PoolClosedError`` if it is too late."""
-        with self._idle:
+        """While this thread touches slots ``close`` unmaps nothing; ``PoolClosedError`` if it is too late.
+
+        Not to be nested within one thread.
+        """
+        with self._lock:
             if self._closed:
                 raise PoolClosedError("the worker pool is closed")
-            self._users += 1
+            self._users.add(threading.get_ident())  # should a Ctrl-C keep it there, this thread's next use ends it
         try:
             yield
         finally:
-            with self._idle:
-                self._users -= 1
+            with self._lock:
+                self._users.discard(threading.get_ident())
                 self._idle.notify_all()
 
     def reserve_stream(self, slots: int) -> None:
         """Count an open stream's slots; streams may hold half of the arena, so that saves always move on."""
-        with self._idle:
+        with self._lock:
             if self._held_by_streams + slots > self.arena.slots // 2:
                 raise MemoryLimitError(
                     f"too many open streams: this one holds {slots} chunks of {self.arena.slot_size} bytes; together "
@@ -185,7 +189,7 @@ class Pool:
 
     def check_streams(self, slots: int) -> None:
         """``MemoryLimitError`` if open streams, which end when their writer likes, leave less than ``slots``."""
-        with self._idle:
+        with self._lock:
             if slots > self.arena.slots - self._held_by_streams:
                 raise MemoryLimitError(
                     f"open streams hold {self._held_by_streams} of the {self.arena.slots} chunks of "
@@ -195,19 +199,19 @@ class Pool:
 
     def release_stream(self, slots: int) -> None:
         """An open stream ended."""
-        with self._idle:
+        with self._lock:
             self._held_by_streams -= slots
 
     def watch(self, future: Future[object], *, wait: bool = True) -> None:
         """Fail a job should the supervisor end before it does; ``wait``: ``close`` waits for it first."""
-        with self._idle:
+        with self._lock:
             self._jobs.add(future)
             if wait:
                 self._waited.add(future)
 
     def _fail_jobs(self, error: S3dlioError) -> None:
         """No worker is left, so a job that still waits for anything (a stream for its writer) would wait for ever."""
-        with self._idle:
+        with self._lock:
             jobs = list(self._jobs)
         for future in jobs:
             with contextlib.suppress(InvalidStateError):  # it ended
@@ -221,16 +225,16 @@ class Pool:
         if self._ended:
             return
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self._idle:
+        with self._lock:
             jobs = list(self._waited)
         for future in jobs:
             _wait(future, None if deadline is None else max(0.0, deadline - time.monotonic()))
-        with self._idle:
+        with self._lock:
             self._closed = True
         self.arena.wake()
         self.supervisor.close()
-        with self._idle:
-            while self._users:
+        with self._lock:
+            while self._users - {threading.get_ident()}:
                 self._idle.wait()
             self.arena.close()
         self._ended = True
@@ -239,7 +243,8 @@ class Pool:
     def forget(self) -> None:
         """In a forked child: let go of everything without touching the parent's work."""
         self._closed = self._ended = True
-        self._idle = threading.Condition()  # a thread that does not exist here may hold the old one
+        self._lock = threading.RLock()  # a thread that does not exist here may hold the old one
+        self._idle = threading.Condition(self._lock)
         self.arena.forget()
         self.supervisor.forget()
 

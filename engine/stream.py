@@ -14,6 +14,7 @@ from .errors import CancelledError, PoolClosedError
 from .job import Coding, SaveJob
 from .pool import Pool
 from .source import buffer_address
+from .threads import run_uninterrupted
 
 
 class StreamJob(SaveJob):
@@ -24,18 +25,21 @@ class StreamJob(SaveJob):
 
     def __init__(self, pool: Pool, location: Location, key: str, *, coding: Coding) -> None:
         super().__init__(pool, location, key, total=None, coding=coding, whole_below=0)
-        needed = self._plan.needed
         self._index = 0
         self._slot: int | None = None
         self._fill_size = 0
         try:
-            with pool.in_use(), pool.turn:  # in its turn: no save that counts on these slots is staging
-                pool.reserve_stream(needed)
-                self.future.add_done_callback(lambda _: pool.release_stream(needed))
-                self._start()
+            run_uninterrupted(self._open, self._interrupt)
         except BaseException as error:
             self._interrupt(error)
             raise
+
+    def _open(self) -> None:
+        needed = self._plan.needed
+        with self._pool.in_use(), self._pool.turn:  # in its turn: no save that counts on these slots is staging
+            self._pool.reserve_stream(needed)
+            self.future.add_done_callback(lambda _: self._pool.release_stream(needed))
+            self._start()
 
     def feed(self, data: memoryview) -> None:
         """Take bytes; waits while the arena is full.
@@ -59,22 +63,28 @@ class StreamJob(SaveJob):
             ctypes.memmove(self._pool.arena.address(slot) + self._fill_size, address, count)
             address, left, self._fill_size = address + count, left - count, self._fill_size + count
             if self._fill_size == self._plan.chunk_size:
-                self._flush()
+                run_uninterrupted(self._flush, self._interrupt)
 
     def _open_slot(self) -> int:
         """The slot being filled; a new one if there is none."""
         if self._slot is None:
-            with self._pool.turn:
-                self._slot = self._lease()
+            run_uninterrupted(self._take_slot, self._interrupt)
         if self._slot is None or self._stopped():
             if self.future.done():
                 self.future.result()
             raise self._early or CancelledError(f"the stream to {self._spec.key} has ended: start another")
         return self._slot
 
+    def _take_slot(self) -> None:
+        with self._pool.turn:
+            self._slot = self._lease()
+
     def end(self) -> None:
         """No more bytes: store what is left and publish."""
         self._pool.watch(self.future)  # type: ignore[arg-type]  # Future is invariant
+        run_uninterrupted(self._finish, self._interrupt)
+
+    def _finish(self) -> None:
         self._flush()
         self.total = self.staged_bytes
         self._post(lambda ledger: ledger.close(self._index))

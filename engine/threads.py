@@ -23,26 +23,22 @@ def run_uninterrupted(work: Callable[[], T], interrupt: Callable[[BaseException]
         return work()
     results: list[T] = []
     errors: list[BaseException] = []
-    ended = threading.Event()
 
     def body() -> None:
         try:
             results.append(work())
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
             errors.append(error)
-        finally:
-            ended.set()
 
     thread = threading.Thread(target=body, name="s3dlio-copy", daemon=True)
     try:
         thread.start()
-        ended.wait()
+        thread.join()
     except BaseException as error:
         interrupt(error)
         if thread.ident is not None:
-            ended.wait()
+            thread.join()
         raise
-    thread.join()
     if errors:
         raise errors[0]
     return results[0]
