@@ -17,7 +17,7 @@ from itertools import accumulate
 from .engine.arena import SharedMemory
 from .engine.checksum import combine_all_crc32c, format_crc32c
 from .engine.contract import Location
-from .engine.errors import CancelledError, CorruptError, MemoryLimitError, S3dlioError
+from .engine.errors import CancelledError, CorruptError, MemoryLimitError, S3dlioError, StorageError
 from .engine.fetch import FetchJob, fetch_through_slots
 from .engine.memory import headroom
 from .engine.messages import Fetch, Inflate, Inflated, Span
@@ -66,10 +66,16 @@ class ShardReader:
         """The shard's index, checked; ``None`` for a shard of the published package."""
         if record.index is None:
             return None
-        if record.index.size <= _INLINE_INDEX:
-            data, _ = self._pool.control(self._location).read(record.index.key, limit=record.index.size)
-            return open_index(data, record)
-        return open_index(memoryview(self._large_index(record.index)), record)
+        if record.index.size > _INLINE_INDEX:
+            return open_index(memoryview(self._large_index(record.index)), record)
+        control = self._pool.control(self._location)
+        try:
+            data, _ = control.read(record.index.key, limit=record.index.size)
+        except StorageError as error:
+            if error.transient or control.head(record.index.key).size <= record.index.size:
+                raise
+            raise CorruptError(f"{record.index.key} is larger than the {record.index.size} bytes saved") from error
+        return open_index(data, record)
 
     def whole(self, record: ShardRecord, index: ShardIndex | None, on_bytes: OnBytes | None = None) -> AnyPayload:
         """All raw bytes in new memory."""
@@ -99,12 +105,12 @@ class ShardReader:
         )
 
     def verify(self, record: ShardRecord, on_bytes: OnBytes | None = None) -> int:
-        """Read and check every byte, keeping none; raw bytes checked."""
+        """Read and check every byte, keeping none, and that there are no more; raw bytes checked."""
         index = self.index(record)
+        self._check_size(record)
         if index is None and record.codec == "zstd":
             return len(self._inflate(record))
         if index is not None and not len(index.chunks):
-            self._check_empty(record)
             return 0
         chunks = self._chunks(record, index)
         self._fetch(record, chunks, lambda _: None, on_bytes)
