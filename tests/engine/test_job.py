@@ -419,9 +419,10 @@ def test_ctrl_c_while_staging(pool: Pool, tmp_path: Path) -> None:
 def test_ctrl_c_while_loading(pool: Pool, tmp_path: Path) -> None:
     stored = save(pool, tmp_path, "a", payload(8 * MIB)).future.result(60)
     consumed: list[int] = []
+    once = threading.Lock()
 
     def consume(address: int) -> None:
-        if not consumed:
+        if once.acquire(blocking=False):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         consumed.append(address)
 
