@@ -104,7 +104,7 @@ class Script:
     def _tell_where(self) -> None:
         """Of a script that hangs: have it print its stacks, then end it."""
         self.process.send_signal(signal.SIGUSR1)
-        select.select([self.process.stderr], [], [], 1.0)
+        select.select([self.process.stderr.fileno()] if self.process.stderr else [], [], [], 1.0)
         self.process.kill()
 
     def end(self, signal_: signal.Signals | None = None) -> int:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 MIB = 1 << 20
+FILLER = 77
+"""What arrays to load into hold before."""
 
 
 @cache
@@ -39,7 +41,7 @@ def zeroed(state: Any) -> Any:
         return {key: zeroed(value) for key, value in state.items()}
     if isinstance(state, (list, tuple)):
         return type(state)(map(zeroed, state))
-    return np.full_like(state, 77) if isinstance(state, np.ndarray) else state
+    return np.full_like(state, FILLER) if isinstance(state, np.ndarray) else state
 
 
 def same(found: Any, expected: Any) -> bool:
