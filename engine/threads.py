@@ -23,21 +23,27 @@ def run_uninterrupted(work: Callable[[], T], interrupt: Callable[[BaseException]
         return work()
     results: list[T] = []
     errors: list[BaseException] = []
+    # Not join(): up to Python 3.12 one that was interrupted takes the thread for ended. Nor an Event, whose wait is
+    # Python code that an interrupt can cut in two.
+    ended = threading.Lock()
+    ended.acquire()
 
     def body() -> None:
         try:
             results.append(work())
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
             errors.append(error)
+        finally:
+            ended.release()
 
     thread = threading.Thread(target=body, name="s3dlio-copy", daemon=True)
     try:
         thread.start()
-        thread.join()
+        ended.acquire()
     except BaseException as error:
         interrupt(error)
-        if thread.ident is not None:
-            thread.join()
+        if thread.ident is not None and not results and not errors:
+            ended.acquire()
         raise
     if errors:
         raise errors[0]
