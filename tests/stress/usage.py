@@ -5,15 +5,18 @@ from __future__ import annotations
 import ctypes
 import gc
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
-
-_MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Descriptors, threads and processes, and MiB of memory that is each process's own, over all of them."""
+    """Descriptors, threads and processes, and MiB of anonymous memory over all of them.
+
+    Other kinds of private memory change without us: a library's pages are private only while no other process of the
+    machine maps them, and those of the arena while not every worker has touched them.
+    """
 
     fds: int
     threads: int
@@ -34,11 +37,18 @@ def take() -> Usage:
     ctypes.CDLL(None).malloc_trim(0)
     this = psutil.Process()
     workers = this.children(recursive=True)
-    own = [this.memory_full_info().uss, *(worker.memory_full_info().uss for worker in workers)]
     return Usage(
         fds=this.num_fds(),
         threads=this.num_threads(),
         processes=1 + len(workers),
-        memory=sum(own) / _MIB,
+        memory=sum(_anonymous(process.pid) for process in (this, *workers)),
         workers_fds=sum(worker.num_fds() for worker in workers),
     )
+
+
+def _anonymous(pid: int) -> float:
+    """MiB of anonymous memory of a process, which are no file's and no memfd's."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError(f"/proc/{pid}/smaps_rollup tells of no anonymous memory")
