@@ -20,8 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="s3dlio",
         description="Checkpoints of training runs: list, inspect, verify, export, delete, and a demo.",
-        epilog="A URI is file:///folder or direct:///folder; "
-        "a plain path means file://.",
+        epilog="A URI is file:///folder or direct:///folder; a plain path means file://.",
     )
     parser.add_argument("--version", action="version", version=f"s3dlio {s3dlio.__version__}")
     verbs = parser.add_subparsers(metavar="COMMAND", required=True)
