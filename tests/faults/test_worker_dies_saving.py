@@ -83,6 +83,13 @@ def test_of_an_upload(sabotage: Sabotaging, open_store: Open, folder: Path, rule
     assert struck.struck() == 1
 
 
+@pytest.mark.parametrize("rule", [rule for rule in UPLOAD if rule.task in ("StorePart", "Complete")], ids=told)
+def test_of_a_direct_upload(sabotage: Sabotaging, open_store: Open, folder: Path, rule: Rule) -> None:
+    struck = sabotage(rule)
+    save_twice(open_store, folder, scheme="direct")
+    assert struck.struck() == 1
+
+
 @pytest.mark.parametrize("at", ["start", "io", "named", "end"])
 def test_of_a_shard_in_one_request(sabotage: Sabotaging, open_store: Open, folder: Path, at: str) -> None:
     struck = sabotage(Rule("PutWhole", at=at))
