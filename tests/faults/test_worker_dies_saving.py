@@ -169,7 +169,9 @@ def test_workers_that_die_again_and_again(open_store: Open, folder: Path, codec:
             handle.result()
             kill_workers()
             assert states.same(store.load(), state)
-    assert hidden(folder) == []
+        store.save(5, states.make(5))
+        store.cleanup(min_age=0)
+    assert unfinished(folder) == []
 
 
 def has_stored(handle: Handle, count: float) -> bool:
