@@ -151,7 +151,7 @@ def test_killed_while_its_forked_children_live(
     """As a DataLoader's workers outlive their trainer: they keep neither our workers nor our memory alive."""
     held = sabotage(Rule("StorePart", key="ckpt-2-", at="io", do=HOLD), here=False)
     trainer = script(FORK, python=held.executable, how=how)
-    children = {int(trainer.line().split()[1]) for _ in range(3)}
+    children = {int(trainer.line().removeprefix("child ")) for _ in range(3)}
     held.wait()
     trainer.process.kill()
     trainer.process.wait()
