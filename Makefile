@@ -1,17 +1,23 @@
-# Two commands for a newcomer: `make demo` and `make test`. The environment is built once, in .venv.
+# Two commands for a newcomer: `make demo` and `make test`. The environment is built once, in .venv, and the servers that
+# the tests talk to in .cache/servers.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SERVERS := .cache/servers
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint stress clean
+.PHONY: demo test test-rgw lint stress servers clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
 	$(BIN)/s3dlio demo
 
-test: $(READY)
+test: $(READY) servers
 	$(BIN)/python -m pytest
+
+test-rgw: $(READY)
+	$(BIN)/python -m pytest -m rgw
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -19,14 +25,30 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-stress: $(READY)
+stress: $(READY) servers
 	$(BIN)/python -m pytest tests/stress -m stress
 
+servers: $(SERVERS)/localstack/.ready $(SERVERS)/moto/.ready $(SERVERS)/azurite/.ready
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(SERVERS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find engine s3dlio perf tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python $(PIP_INSTALL) --editable '.[dev]'
+	touch $@
+
+# LocalStack and moto pin other versions of packages than ours: each has an environment of its own.
+$(SERVERS)/%/.ready: tests/servers/%.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP_INSTALL) --requirement $<
+	touch $@
+
+$(SERVERS)/azurite/.ready: tests/servers/azurite.json
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	cp $< $(@D)/package.json
+	npm install --prefix $(@D) --no-package-lock --no-audit --no-fund --silent
 	touch $@

@@ -20,12 +20,23 @@ The contract, in prose:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from .errors import ConfigError
 
-Option = str | int | bool | None
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A credential on its way to the worker that needs it; no ``repr``, log or message shows ``value``."""
+
+    value: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return repr(self)
+
+
+Option = str | int | float | bool | None | Secret
 Segments = Sequence[memoryview]
 """Bytes of one part in order: contiguous ``B`` views, which together are the part."""
 
@@ -35,7 +46,7 @@ class Location:
     """Where a store is, as any process can open it.
 
     ``scheme`` is one of ``backends.SCHEMES``; ``root`` is a folder, or where an object store has the scheme, bucket and
-    prefix; ``options`` are sorted name-value pairs of the scheme. Secrets never stand here.
+    prefix; ``options`` are sorted name-value pairs of the scheme, credentials among them as ``Secret``.
     """
 
     scheme: str
@@ -64,12 +75,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """A stored object: ``size`` in bytes, ``modified`` in seconds since the epoch, ``etag`` opaque."""
+    """A stored object: ``size`` in bytes, ``modified`` in seconds since the epoch, ``etag`` opaque.
+
+    ``verified`` tells, in the answer to a write, by which checksum the store compared what it received with what was
+    sent (``crc64nvme``, ``md5``); "" where it did not, and in all other answers.
+    """
 
     key: str
     size: int
     etag: str
     modified: float
+    verified: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +99,17 @@ class UploadInfo:
 
 @dataclass(frozen=True, slots=True)
 class PartReceipt:
-    """Proof of one stored part: its ``number`` (from 1), ``offset`` and ``size`` in the object, and the store's tag."""
+    """Proof of one stored part: its ``number`` (from 1), ``offset`` and ``size`` in the object, and the store's tag.
+
+    ``crc64``: CRC-64/NVME of its bytes where the backend computed one; ``verified`` as in ``ObjectInfo``.
+    """
 
     number: int
     offset: int
     size: int
     tag: str = ""
+    crc64: int | None = None
+    verified: str = ""
 
 
 class Control(Protocol):
@@ -136,7 +157,10 @@ class Backend(Control, Protocol):
         """Publish the object made of ``parts`` (by number, gapless); ``CorruptError`` if sizes disagree."""
 
     def get_range(self, key: str, offset: int, into: memoryview) -> None:
-        """Fill ``into`` with the object's bytes from ``offset``; ``CorruptError`` if the object ends before."""
+        """Fill ``into`` with the object's bytes from ``offset``; ``CorruptError`` if the object ends before.
+
+        ``BrokenReadError`` if the connection ended first, with the bytes that have arrived.
+        """
 
     def close(self) -> None:
         """Release sockets and files; the instance is not used afterwards."""

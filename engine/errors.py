@@ -60,6 +60,18 @@ class StorageError(S3dlioError):
         self.transient = transient
 
 
+class ThrottledError(StorageError):
+    """The store asks for fewer requests (503 SlowDown, 429): every request of the pool waits."""
+
+
+class BrokenReadError(StorageError):
+    """A download ended early; the first ``reached`` bytes of what was asked for are there."""
+
+    def __init__(self, message: str, *, transient: bool = True, reached: int = 0) -> None:
+        super().__init__(message, transient=transient)
+        self.reached = reached
+
+
 class NotFoundError(StorageError, FileNotFoundError):
     """The object, folder, bucket or container does not exist."""
 

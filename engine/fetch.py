@@ -6,16 +6,14 @@ landing before the batch has ended: ``future`` ends only once no worker holds a 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
 from .errors import DeadlineError, MemoryLimitError, PoolClosedError, S3dlioError
-from .ledger import ARENA
-from .messages import Fetch, Span
+from .messages import ARENA, Fetch, Span
 from .pool import Pool
-from .threads import run_uninterrupted
+from .threads import each, run_uninterrupted
 
 
 class FetchJob:
@@ -80,36 +78,16 @@ def fetch_through_slots(pool: Pool, items: Sequence[tuple[Fetch, Callable[[int],
     This is how a load fills memory that exists already: no fresh pages anywhere. Each task's ``target`` is replaced;
     its ``raw`` must fit a slot.
     """
-    pending = iter(items)
-    order = threading.Lock()
+    # One more than there are requests, for the consumer's own copy; all share the arena's slots.
+    width = max((pool.width(task.location) for task, _ in items), default=0) + 1
     errors: list[BaseException] = []
 
-    def work() -> None:
-        try:
-            while not errors:
-                with order:
-                    item = next(pending, None)
-                if item is None:
-                    return
-                with pool.in_use():
-                    _fetch_one(pool, *item)
-        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
-            errors.append(error)
+    def one(item: tuple[Fetch, Callable[[int], None]]) -> None:
+        if not errors:
+            with pool.in_use():
+                _fetch_one(pool, *item)
 
-    def work_together() -> None:
-        threads = [
-            threading.Thread(target=work, name="s3dlio-copy", daemon=True)
-            for _ in range(min(len(items), pool.lanes + 1) - 1)
-        ]
-        for thread in threads:
-            thread.start()
-        work()
-        for thread in threads:
-            thread.join()
-
-    run_uninterrupted(work_together, errors.append)
-    if errors:
-        raise errors[0]
+    run_uninterrupted(lambda: each(one, items, min(len(items), width)), errors.append)
 
 
 def _fetch_one(pool: Pool, task: Fetch, consume: Callable[[int], None]) -> None:

@@ -23,7 +23,7 @@ from .messages import Encoded, Runs, Stored
 from .plan import MIB, plan_save
 from .pool import Pool
 from .source import Source
-from .threads import run_uninterrupted
+from .threads import run_together, run_uninterrupted
 
 # A thread costs 60 µs; below this many bytes the caller's own copy is done before it would help.
 _PARALLEL_FROM = 32 * MIB
@@ -60,7 +60,15 @@ class SaveJob:
     """A save of one object. Create, ``stage``, then wait for ``future``; ``stream.StreamJob`` is fed instead."""
 
     def __init__(
-        self, pool: Pool, location: Location, key: str, *, total: int | None, coding: Coding, whole_below: int
+        self,
+        pool: Pool,
+        location: Location,
+        key: str,
+        *,
+        total: int | None,
+        coding: Coding,
+        whole_below: int,
+        part_size: int | None = None,
     ) -> None:
         self.future: Future[StoredObject] = Future()
         self.future.set_running_or_notify_cancel()  # asyncio would cancel it otherwise, with workers still at its slots
@@ -81,6 +89,7 @@ class SaveJob:
             headroom=codecs.headroom(coding.codec, slot_size),
             lanes=pool.lanes,
             whole_below=whole_below,
+            part_size=part_size,
         )
         self._spec = SaveSpec(location, key, self._plan, slot_size, coding.codec, coding.level)
         self._ledger: SaveLedger | None = None
@@ -201,13 +210,11 @@ class SaveJob:
             except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
                 errors.append(error)
 
-        helpers = 0
+        width = 1
         if source.total >= _PARALLEL_FROM:
-            helpers = min(_COPY_THREADS, len(os.sched_getaffinity(0))) - 1
-        threads = _start_threads(work, helpers)
-        work()
-        for thread in threads:
-            thread.join()
+            width = min(_COPY_THREADS, len(os.sched_getaffinity(0)))
+        # A source that waits for a store takes as many threads as it has requests in flight, of any size.
+        run_together(work, max(width, min(source.threads, self._plan.chunks)))
         if errors:
             raise errors[0]
         return not left_out
@@ -312,19 +319,6 @@ class SaveJob:
         except InvalidStateError:
             return  # it had ended, by a cancel or with the pool
         self._pool.arena.wake()
-
-
-def _start_threads(work: Callable[[], None], count: int) -> list[threading.Thread]:
-    """Up to ``count`` threads doing ``work``: fewer, or none, where no more can be started."""
-    threads: list[threading.Thread] = []
-    for _ in range(count):
-        thread = threading.Thread(target=work, name="s3dlio-copy", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # the interpreter is ending, or a limit is reached: the caller's own thread does the rest
-            break
-        threads.append(thread)
-    return threads
 
 
 def _as_cancel(error: BaseException, key: str) -> S3dlioError:

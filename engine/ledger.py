@@ -17,12 +17,10 @@ from enum import Enum
 from .checksum import combine_crc32c
 from .contract import Location, ObjectInfo, PartReceipt
 from .errors import CorruptError, S3dlioError, StorageError
-from .messages import Abort, Begin, Complete, Encode, Encoded, PutWhole, Runs, Span, Stored, StorePart, Task
+from .messages import ARENA, Abort, Begin, Complete, Encode, Encoded, PutWhole, Runs, Span, Stored, StorePart, Task
 from .plan import PIECES, Gatherer, Part, Piece, SavePlan
 
 RAW = "none"
-ARENA = 0
-"""Number under which every worker knows the arena."""
 
 
 class Phase(Enum):
@@ -51,12 +49,13 @@ class ChunkRecord:
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """A durable object: stored size and etag, raw size and CRC-32C, and its chunks in order."""
+    """A durable object: stored size and etag, raw size and CRC-32C, its chunks in order, the parts it came in."""
 
     info: ObjectInfo
     raw_size: int
     crc: int
     chunks: tuple[ChunkRecord, ...]
+    parts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +362,8 @@ class SaveLedger:
             self._note_checksums(part, result.crcs)
         actions = [action for piece in part.pieces for action in self._unuse(piece.slot)]
         if self.spec.plan.whole:
-            info = ObjectInfo(self.spec.key, result.receipt.size, result.receipt.tag, 0.0)
+            receipt = result.receipt
+            info = ObjectInfo(self.spec.key, receipt.size, receipt.tag, 0.0, receipt.verified)
             return actions + self._on_published(info)
         return actions + self._encode() + self._send()
 
@@ -401,7 +401,7 @@ class SaveLedger:
             total_crc = combine_crc32c(total_crc, chunk.crc, chunk.length)
             raw += chunk.length
             stored += chunk.stored
-        return StoredObject(replace(info, size=stored), raw, total_crc, tuple(records))
+        return StoredObject(replace(info, size=stored), raw, total_crc, tuple(records), len(self._receipts))
 
     # ending badly
 

@@ -63,13 +63,14 @@ def plan_save(
     headroom: int,
     lanes: int,
     whole_below: int,
+    part_size: int | None = None,
 ) -> SavePlan:
     """Plan a shard of ``total`` raw bytes through an arena of ``slots`` slots of ``slot_size`` bytes.
 
     ``encoded``: chunks pass a codec, whose worst case needs ``headroom`` bytes more than the raw chunk; ``lanes``:
-    tasks that run at once over all workers; ``whole_below``: a shard up to this size may go in one request. Raises
-    ``MemoryLimitError`` where the arena is too small for the store's parts, ``ConfigError`` where the store cannot
-    hold the shard at all.
+    tasks that run at once over all workers; ``whole_below``: a shard up to this size may go in one request;
+    ``part_size``: of all parts of a stream, rounded up to slots, which then do not grow. Raises ``MemoryLimitError``
+    where the arena is too small for the store's parts, ``ConfigError`` where the store cannot hold the shard at all.
     """
     headroom = headroom if encoded else 0
     chunk_size = slot_size - headroom
@@ -78,7 +79,7 @@ def plan_save(
     if slot_size > limits.part_max:
         raise ConfigError(f"chunk_size {slot_size} is above the largest part of the store, {limits.part_max} bytes")
     if total is None:
-        return _plan_stream(slot_size, slots, limits, headroom, lanes, encoded=encoded)
+        return _plan_stream(slot_size, slots, limits, headroom, lanes, part_size, encoded=encoded)
     chunks = -(-total // chunk_size)
     most = total + chunks * headroom  # where nothing shrinks
     # One request holds all its slots at once, raw or encoded, and until then some of both: at most half of the arena.
@@ -96,14 +97,19 @@ def plan_save(
     return SavePlan(total, chunk_size, False, part, part, reserve, reserve + held, limits)
 
 
-def _plan_stream(slot_size: int, slots: int, limits: Limits, headroom: int, lanes: int, *, encoded: bool) -> SavePlan:
+def _plan_stream(
+    slot_size: int, slots: int, limits: Limits, headroom: int, lanes: int, part_size: int | None, *, encoded: bool
+) -> SavePlan:
     """A stream holds its slots as long as its writer likes, so it contents itself with a quarter of the arena."""
     unit = limits.alignment if encoded else slot_size
     part = _part_target(0, limits, unit)
     # The inverse of `_encoded_slots` and `_raw_slots`: the largest part that the quarter can hold.
     affordable = (slots // 4 - 3) // (PIECES + 1) if encoded else slots // 4
-    most = min(max(part, affordable * slot_size), limits.part_max)
+    # Beyond its doublings a part never grows, so to hold more would only keep other streams from opening.
+    most = min(max(part, affordable * slot_size), part << (_DOUBLINGS - 1), limits.part_max)
     most -= most % unit
+    if part_size is not None:
+        part = most = max(part, min(-(-part_size // unit) * unit, limits.part_max - limits.part_max % unit))
     held, reserve = _raw_slots(most, slot_size, headroom, encoded=encoded), 0
     if encoded:
         fewest = _encoded_slots(most, slot_size)

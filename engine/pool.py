@@ -17,19 +17,24 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from .arena import Arena, SharedMemory, forget_memories
+from .backends import OBJECT_STORES, pace
 from .contract import Limits, Location, ObjectInfo, Segments, UploadInfo
 from .errors import ConfigError, MemoryLimitError, PoolClosedError, S3dlioError
-from .ledger import ARENA
 from .memory import headroom
-from .messages import Call, Populate, Span, Task
+from .messages import ARENA, PACE, Call, Populate, Span, Task
 from .supervisor import Supervisor
+from .threads import each
 
 MIB = 1 << 20
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +42,15 @@ class PoolConfig:
     """How big a pool is.
 
     ``memory``: bytes of the arena, the bound on staging (``None``: half of what machine and control group have left,
-    divided by ``ranks_on_host``). ``workers``: processes. ``lanes``: requests each runs at once. ``slot_size``: bytes
-    of a chunk, a multiple of 1 MiB. ``task_timeout``: seconds a task may make no progress.
+    divided by ``ranks_on_host``). ``workers``: processes. ``lanes``: tasks that each runs at once for a core or a local
+    disk; ``connections``: those for an object store. ``slot_size``: bytes of a chunk, a multiple of 1 MiB.
+    ``task_timeout``: seconds a task may make no progress.
     """
 
     memory: int | None = None
     workers: int | None = None
     lanes: int = 2
+    connections: int = 8
     slot_size: int = 16 * MIB
     task_timeout: float = 300.0
     ranks_on_host: int = 1
@@ -51,7 +58,7 @@ class PoolConfig:
     def __post_init__(self) -> None:
         if type(self.slot_size) is not int or self.slot_size < MIB or self.slot_size % MIB:
             raise ConfigError(f"chunk_size must be a multiple of 1 MiB, not {self.slot_size!r}")
-        for name in ("workers", "lanes", "memory", "ranks_on_host"):
+        for name in ("workers", "lanes", "connections", "memory", "ranks_on_host"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name} must be a positive number, not {value!r}")
@@ -77,7 +84,7 @@ class Pool:
         self.workers = self.config.worker_count()
         self.lanes = self.workers * self.config.lanes
         self.turn = threading.Lock()
-        self._numbers = itertools.count(ARENA + 1)
+        self._numbers = itertools.count(PACE + 1)
         self._limits: dict[Location, Limits] = {}
         self._jobs: weakref.WeakSet[Future[object]] = weakref.WeakSet()
         self._waited: weakref.WeakSet[Future[object]] = weakref.WeakSet()
@@ -88,13 +95,23 @@ class Pool:
         self._lock = threading.RLock()  # taken itself, for the reason told in `Arena`
         self._idle = threading.Condition(self._lock)
         try:
+            self._pace = SharedMemory("s3dlio-pace", pace.SIZE)
+        except BaseException:
+            self.arena.close()
+            raise
+        try:
             self.supervisor = Supervisor(
-                self.workers, self.config.lanes, task_timeout=self.config.task_timeout, on_end=self._fail_jobs
+                self.workers,
+                self.config.lanes,
+                connections=self.config.connections,
+                task_timeout=self.config.task_timeout,
+                on_end=self._fail_jobs,
             )
-            arena = self.arena
-            self.supervisor.post(lambda: self.supervisor.attach(ARENA, arena.fd, arena.size))
+            for number, memory in ((ARENA, self.arena), (PACE, self._pace)):
+                self.supervisor.post(partial(self.supervisor.attach, number, memory.fd, memory.size))
             self.supervisor.start()
         except BaseException:
+            self._pace.close()
             self.arena.close()
             raise
         _open_pools.add(self)
@@ -105,6 +122,10 @@ class Pool:
         return (
             f"<Pool of {self.workers} workers x {self.config.lanes} lanes, {self.arena.slot_size >> 20} MiB, {state}>"
         )
+
+    def width(self, location: Location) -> int:
+        """How many requests to a store the workers have in flight at once."""
+        return self.workers * (self.config.connections if location.scheme in OBJECT_STORES else self.config.lanes)
 
     @property
     def closed(self) -> bool:
@@ -237,6 +258,7 @@ class Pool:
             while self._users - {threading.get_ident()}:
                 self._idle.wait()
             self.arena.close()
+            self._pace.close()
         self._ended = True
         _open_pools.discard(self)  # only now: a child forked meanwhile must still forget it
 
@@ -278,6 +300,10 @@ class PoolControl:
     def _call(self, method: str, *args: object, **options: object) -> object:
         call = Call(self._location, method, args, tuple(options.items()))
         return self._pool.run(call).result()
+
+    def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """``function``, which calls this control, of all items: as many at once as the workers have requests."""
+        return each(function, items, self._pool.width(self._location))
 
     def put(self, key: str, data: Segments, *, if_absent: bool = False, if_match: str | None = None) -> ObjectInfo:
         segments = tuple(bytes(part) for part in data)

@@ -20,11 +20,14 @@ from .threads import run_uninterrupted
 class StreamJob(SaveJob):
     """A save whose bytes come by ``feed``, in any sizes, while earlier chunks are already on their way.
 
-    It holds one slot for what is not yet a chunk, so at most half of the arena may be held by open streams.
+    It holds one slot for what is not yet a chunk, so at most half of the arena may be held by open streams. With
+    ``part_size`` its parts do not grow: the store's most parts bound its size, and it holds less.
     """
 
-    def __init__(self, pool: Pool, location: Location, key: str, *, coding: Coding) -> None:
-        super().__init__(pool, location, key, total=None, coding=coding, whole_below=0)
+    def __init__(
+        self, pool: Pool, location: Location, key: str, *, coding: Coding, part_size: int | None = None
+    ) -> None:
+        super().__init__(pool, location, key, total=None, coding=coding, whole_below=0, part_size=part_size)
         self._index = 0
         self._slot: int | None = None
         self._fill_size = 0

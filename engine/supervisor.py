@@ -14,7 +14,6 @@ progress for ``task_timeout`` seconds costs its worker its life, and only then i
 from __future__ import annotations
 
 import contextlib
-import heapq
 import itertools
 import logging
 import os
@@ -27,24 +26,19 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
+from .backlog import Backlog, Owner, Sent
 from .channel import Channel, ChannelClosed
 from .errors import DeadlineError, PoolClosedError, S3dlioError, WorkerDiedError
 from .messages import (
     Attach,
     Configure,
     Detach,
-    Encode,
     Failure,
-    Fetch,
     Forget,
     Hello,
     LogMessage,
-    Populate,
-    PutWhole,
     ResultMessage,
-    StorePart,
     Task,
     TaskMessage,
     error_of,
@@ -64,60 +58,36 @@ _NEVER = float("inf")
 _told: set[str] = set()  # what was to be logged once, whichever worker of whichever pool says it
 
 
-class Owner(Protocol):
-    """A job, as the supervisor sees it; called in the supervisor thread only."""
-
-    def on_done(self, token: Hashable, value: object) -> None:
-        """The task under ``token`` came back."""
-
-    def on_failed(self, token: Hashable, error: S3dlioError) -> None:
-        """The task under ``token`` failed for good."""
-
-
-@dataclass(slots=True)
-class _Sent:
-    """A task on its way: whose it is, how often it was sent, and until when it may stay silent."""
-
-    rank: tuple[int, int]
-    owner: Owner
-    token: Hashable
-    task: Task
-    sends: int = 0
-    deadline: float = 0.0
-    stuck: bool = False
-
-
 @dataclass(slots=True)
 class _Worker:
     process: subprocess.Popen[bytes]
     channel: Channel
-    tasks: dict[int, _Sent] = field(default_factory=dict)
+    tasks: dict[int, Sent] = field(default_factory=dict)
     ready: bool = False
 
-
-def _priority(task: Task) -> int:
-    """What frees memory goes first, what fills it last; commits and lookups wait for nobody."""
-    match task:
-        case StorePart() | PutWhole():
-            return 1
-        case Encode() | Fetch():
-            return 2
-        case Populate():
-            return 3
-    return 0
+    def load(self, remote: bool) -> int:
+        """How many tasks of a kind it has."""
+        return sum(sent.remote is remote for sent in self.tasks.values())
 
 
 class Supervisor:
-    """Starts ``workers`` processes of ``lanes`` lanes each and keeps them at work until ``close``.
+    """Starts ``workers`` processes and keeps them at work until ``close``.
 
+    Each runs up to ``lanes`` tasks at once that want a core or a disk, and ``connections`` that wait for a network.
     ``on_end`` is the last thing called in its thread, when no worker is left, with the reason of the end.
     """
 
     def __init__(
-        self, workers: int, lanes: int, *, task_timeout: float, on_end: Callable[[S3dlioError], None] | None = None
+        self,
+        workers: int,
+        lanes: int,
+        *,
+        connections: int = 1,
+        task_timeout: float,
+        on_end: Callable[[S3dlioError], None] | None = None,
     ) -> None:
         self._wanted = workers
-        self._lanes = lanes
+        self._room = {False: lanes, True: connections}
         self._task_timeout = task_timeout
         self._inbox: deque[Callable[[], None]] = deque()
         self._gate = threading.RLock()  # a finalizer may post while this thread posts
@@ -130,7 +100,7 @@ class Supervisor:
         self._selector.register(self._wake_fd, selectors.EVENT_READ)
         self._workers: dict[int, _Worker] = {}
         self._memories: dict[int, tuple[int, int]] = {}
-        self._queue: list[tuple[tuple[int, int], _Sent]] = []
+        self._backlog = Backlog()
         self._sequence = itertools.count()
         self._stillborn = 0
         self._level = -1
@@ -188,15 +158,11 @@ class Supervisor:
 
     def submit(self, owner: Owner, token: Hashable, task: Task) -> None:
         """Queue a task; its outcome reaches ``owner`` under ``token``."""
-        sent = _Sent((_priority(task), next(self._sequence)), owner, token, task)
-        heapq.heappush(self._queue, (sent.rank, sent))
+        self._backlog.add(owner, token, task)
 
     def withdraw(self, owner: Owner) -> list[Hashable]:
         """Take back the owner's tasks that were not sent yet; their tokens."""
-        mine = [sent.token for _, sent in self._queue if sent.owner is owner]
-        self._queue = [entry for entry in self._queue if entry[1].owner is not owner]
-        heapq.heapify(self._queue)
-        return mine
+        return self._backlog.withdraw(owner)
 
     def attach(self, memory: int, fd: int, size: int) -> None:
         """Make a memory known to all workers, those to come included; ``fd`` stays open until ``detach``."""
@@ -257,7 +223,7 @@ class Supervisor:
         """Start what is missing, unless workers die at birth."""
         while len(self._workers) < self._wanted and self._broken is None:
             try:
-                started = start_worker(self._lanes)
+                started = start_worker(sum(self._room.values()))
             except S3dlioError as error:
                 self._on_stillborn(str(error))
                 continue
@@ -332,9 +298,9 @@ class Supervisor:
             if sent.sends >= MAX_SENDS or self._broken is not None:
                 sent.owner.on_failed(sent.token, self._verdict(sent, status))
             else:
-                heapq.heappush(self._queue, (sent.rank, sent))
+                self._backlog.put_back(sent)
 
-    def _verdict(self, sent: _Sent, status: int) -> S3dlioError:
+    def _verdict(self, sent: Sent, status: int) -> S3dlioError:
         what = f"{type(sent.task).__name__} of {getattr(sent.task, 'key', 'memory')}"
         if sent.stuck:
             return DeadlineError(
@@ -362,17 +328,19 @@ class Supervisor:
         if level != self._level:
             self._level = level
             self._broadcast(Configure(level))
-        while self._queue:
-            if self._broken is not None:
-                self._fail_queue(self._broken)
-                return
-            worker = min(self._workers.values(), key=lambda w: len(w.tasks), default=None)
-            if worker is None or len(worker.tasks) >= self._lanes:
-                return
-            _, sent = heapq.heappop(self._queue)
-            self._assign(worker, sent)
+        if self._broken is not None:
+            self._fail_queue(self._broken)
+            return
+        while (sent := self._backlog.pop(self._has_room)) is not None:
+            self._assign(self._least_busy(sent.remote), sent)
 
-    def _assign(self, worker: _Worker, sent: _Sent) -> None:
+    def _has_room(self, remote: bool) -> bool:
+        return any(worker.load(remote) < self._room[remote] for worker in self._workers.values())
+
+    def _least_busy(self, remote: bool) -> _Worker:
+        return min(self._workers.values(), key=lambda worker: worker.load(remote))
+
+    def _assign(self, worker: _Worker, sent: Sent) -> None:
         number = next(self._sequence)
         sent.sends += 1
         sent.deadline = time.monotonic() + self._task_timeout + (0.0 if worker.ready else _START_TIMEOUT)
@@ -380,8 +348,7 @@ class Supervisor:
         self._send(worker, TaskMessage(number, sent.task))
 
     def _fail_queue(self, error: S3dlioError) -> None:
-        while self._queue:
-            _, sent = heapq.heappop(self._queue)
+        for sent in self._backlog.drain():
             sent.owner.on_failed(sent.token, error)
 
     # the end
@@ -401,7 +368,7 @@ class Supervisor:
         self._workers.clear()
         with self._gate:
             self._ended = True
-        while self._inbox or self._queue:
+        while self._inbox or self._backlog:
             while self._inbox:
                 self._guarded(self._inbox.popleft())
             self._guarded(partial(self._fail_queue, error))

@@ -7,6 +7,7 @@ Lanes call ``run`` from several threads at once.
 from __future__ import annotations
 
 import contextlib
+import logging
 import mmap
 import os
 import threading
@@ -15,10 +16,12 @@ from collections.abc import Callable, Iterator
 
 from . import codec
 from .backends import open_backend
+from .backends.pace import Pace, place_of, private
 from .checksum import crc32c
 from .contract import Backend, Location, PartReceipt
 from .errors import CorruptError, MemoryLimitError, S3dlioError
 from .messages import (
+    PACE,
     Abort,
     Begin,
     Call,
@@ -38,6 +41,9 @@ from .messages import (
 
 _CALLS = frozenset({"put", "read", "head", "list", "delete", "uploads", "abort"})
 _READ_BLOCK = 1 << 20
+_REREADS = 2
+
+_log = logging.getLogger("s3dlio.engine")
 
 
 class Memories:
@@ -67,13 +73,17 @@ class Memories:
     def fd(self, number: int) -> int:
         return self._maps[number][0]
 
+    def pace(self) -> memoryview:
+        """What the workers of the pool share of their pace; this process's own where the pool gave none."""
+        return self._maps[PACE][1] if PACE in self._maps else private()
+
 
 class TaskRunner:
     """Carries out tasks. ``opened`` uploads are those begun here and not yet known to be finished."""
 
-    def __init__(self, memories: Memories, open_: Callable[[Location], Backend] = open_backend) -> None:
+    def __init__(self, memories: Memories, open_: Callable[[Location], Backend] | None = None) -> None:
         self._memories = memories
-        self._open = open_
+        self._open = open_ or self._open_paced
         self._backends: dict[Location, Backend] = {}
         self._lock = threading.Lock()
         self._scratch = threading.local()
@@ -103,6 +113,9 @@ class TaskRunner:
             case Populate():
                 self._populate(task)
         return None
+
+    def _open_paced(self, location: Location) -> Backend:
+        return open_backend(location, pace=Pace(place_of(location, self._memories.pace())))
 
     def backend(self, location: Location) -> Backend:
         """The open backend of a location, one for the process."""
@@ -137,7 +150,8 @@ class TaskRunner:
         views = [self._memories.view(span) for span in task.spans]
         crcs = tuple(map(crc32c, views)) if task.checksum else ()
         info = self.backend(task.location).put(task.key, views)
-        return Stored(PartReceipt(1, 0, info.size, info.etag), crcs, time.perf_counter() - started)
+        receipt = PartReceipt(1, 0, info.size, info.etag, verified=info.verified)
+        return Stored(receipt, crcs, time.perf_counter() - started)
 
     def _encode(self, task: Encode) -> Encoded:
         started = time.perf_counter()
@@ -150,6 +164,15 @@ class TaskRunner:
         return Encoded(result.codec, result.length, crc, time.perf_counter() - started)
 
     def _fetch(self, task: Fetch) -> int:
+        """Read and check; what is not right is read again, since it may be so on its way here only."""
+        for _ in range(_REREADS):
+            try:
+                return self._fetch_once(task)
+            except CorruptError as error:
+                _log.warning("%s; reading it again", error)
+        return self._fetch_once(task)
+
+    def _fetch_once(self, task: Fetch) -> int:
         target = self._landing("raw", task.raw) if task.target is None else self._memories.view(task.target)
         stored = target if task.codec == "none" else self._landing("stored", task.stored)
         self.backend(task.location).get_range(task.key, task.offset, stored)

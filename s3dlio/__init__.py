@@ -6,6 +6,7 @@ process imports this module on its way to ``s3dlio.engine``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .config import CheckpointConfig
     from .engine.errors import (
         AccessDeniedError,
+        BrokenReadError,
         CancelledError,
         CheckpointNotFoundError,
         ConfigError,
@@ -37,13 +39,24 @@ if TYPE_CHECKING:
         S3dlioError,
         StorageError,
         StorageFullError,
+        ThrottledError,
         UnsupportedError,
         WorkerDiedError,
     )
     from .handle import Handle
     from .info import CheckpointInfo
+    from .multipart_writer import MultipartUploadWriter
+    from .object_writers import (
+        PyWriterOptions,
+        create_azure_writer,
+        create_direct_filesystem_writer,
+        create_filesystem_writer,
+        create_s3_writer,
+    )
+    from .objects import delete, exists, get, get_range, list, mkdir, put_bytes, stat
     from .store import CheckpointStore
     from .strategy import Strategy
+    from .transfers import download, upload
 
 __version__ = "0.1.0"
 
@@ -61,6 +74,7 @@ _HOMES = {
     ".config": ("CheckpointConfig",),
     ".engine.errors": (
         "AccessDeniedError",
+        "BrokenReadError",
         "CancelledError",
         "CheckpointNotFoundError",
         "ConfigError",
@@ -75,18 +89,30 @@ _HOMES = {
         "S3dlioError",
         "StorageError",
         "StorageFullError",
+        "ThrottledError",
         "UnsupportedError",
         "WorkerDiedError",
     ),
     ".handle": ("Handle",),
     ".info": ("CheckpointInfo",),
+    ".multipart_writer": ("MultipartUploadWriter",),
+    ".object_writers": (
+        "PyWriterOptions",
+        "create_azure_writer",
+        "create_direct_filesystem_writer",
+        "create_filesystem_writer",
+        "create_s3_writer",
+    ),
+    ".objects": ("delete", "exists", "get", "get_range", "list", "mkdir", "put_bytes", "stat"),
     ".store": ("CheckpointStore",),
     ".strategy": ("Strategy",),
+    ".transfers": ("download", "upload"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AccessDeniedError",
+    "BrokenReadError",
     "CancelledError",
     "CheckpointConfig",
     "CheckpointInfo",
@@ -99,24 +125,41 @@ __all__ = [
     "Handle",
     "ManifestError",
     "MemoryLimitError",
+    "MultipartUploadWriter",
     "NotFoundError",
     "PoolClosedError",
     "PreconditionError",
     "PyCheckpointStore",
+    "PyWriterOptions",
     "S3dlioError",
     "StorageError",
     "StorageFullError",
     "Strategy",
+    "ThrottledError",
     "UnsupportedError",
     "WorkerDiedError",
     "__version__",
+    "create_azure_writer",
+    "create_direct_filesystem_writer",
+    "create_filesystem_writer",
+    "create_s3_writer",
+    "delete",
+    "download",
+    "exists",
     "finalize_distributed_checkpoint",
+    "get",
+    "get_range",
     "init_logging",
+    "list",
     "load_checkpoint",
     "load_checkpoint_with_validation",
     "load_checkpoint_with_validation_view",
+    "mkdir",
+    "put_bytes",
     "save_checkpoint",
     "save_distributed_shard",
+    "stat",
+    "upload",
 ]
 
 
@@ -129,5 +172,5 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def __dir__() -> list[str]:
+def __dir__() -> Iterable[str]:
     return sorted(set(globals()) | set(__all__))

@@ -15,8 +15,8 @@ from typing import Any, SupportsIndex
 from . import catalog
 from .commit import check_meta, commit
 from .content import payload_of
-from .engine.contract import Control
 from .engine.errors import ConfigError, ManifestError
+from .engine.pool import PoolControl
 from .ids import CheckpointId, check_step
 from .manifest import Manifest
 from .payload import AnyPayload
@@ -38,7 +38,7 @@ class StoreAccess:
 
     writer: Callable[[], ShardWriter]
     reader: Callable[[], ShardReader]
-    control: Callable[[], Control]
+    control: Callable[[], PoolControl]
     mint: Callable[[int], CheckpointId]
     committed: Callable[[], None]
     holding: Callable[[str], AbstractContextManager[None]]
@@ -91,8 +91,9 @@ class CheckpointWriter:
         ``CorruptError`` for listed objects that are missing or of another size; then nothing is published.
         """
         step, epoch = _check(step, epoch, framework, user_meta)
+        control = self._store.control()
         committed = commit(
-            self._store.control(),
+            control,
             _records(shard_metas),
             step=step,
             epoch=epoch,
@@ -100,6 +101,7 @@ class CheckpointWriter:
             world_size=self.world_size,
             user_meta=user_meta,
             require_checksums=False,
+            each=control.each,
         )
         self._store.committed()
         return committed.manifest_key

@@ -28,13 +28,13 @@ from .engine.errors import (
     PreconditionError,
     S3dlioError,
 )
-from .ids import STEP_MAX, check_label, check_step
+from .ids import STEP_MAX, CheckpointId, check_label, check_step
 from .manifest import MANIFEST_MAX, Manifest, check_world
 from .pointer import advance
 from .records import ShardRecord
 from .strategy import check_rank, parse_shard_key
 
-_LIST_FROM = 8  # objects of one folder from which on a listing (1,000 a request) beats a head for each
+_LIST_FROM = 8  # objects under one prefix from which on a listing (1,000 a request) beats a head for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,17 +155,18 @@ def check_stored(control: Control, shards: Sequence[ShardRecord], each: Each = m
     """Every shard and index is there and has its size: ``NotFoundError`` or ``CorruptError``, naming rank and key."""
     wanted: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
     for shard in shards:
-        folder = shard.key.rpartition("/")[0] + "/"
-        wanted[folder][shard.key] = (shard.rank, shard.size)
+        # All saves of the step: at the bytes level each rank's shard lies under an id of its own.
+        saves = shard.key[: shard.key.rindex(f"ckpt-{shard.step}-") + len(f"ckpt-{shard.step}-")]
+        wanted[saves][shard.key] = (shard.rank, shard.size)
         if shard.index is not None:
-            wanted[folder][shard.index.key] = (shard.rank, shard.index.size)
+            wanted[saves][shard.index.key] = (shard.rank, shard.index.size)
     few: list[str] = []
     found: dict[str, int] = {}
-    for folder, keys in wanted.items():
+    for saves, keys in wanted.items():
         if len(keys) < _LIST_FROM:
             few.extend(keys)
         else:
-            found.update((item.key, item.size) for item in control.list(folder) if item.key in keys)
+            found.update((item.key, item.size) for item in control.list(saves) if item.key in keys)
     expected = {key: rank_size for keys in wanted.values() for key, rank_size in keys.items()}
     for key, size in zip(few, each(lambda key: _size(control, key), few), strict=True):
         if size is not None:
@@ -192,19 +193,35 @@ def publish(control: Control, manifest: Manifest) -> Manifest:
     """
     key = manifest.id.manifest_key
     data = manifest.encode()
+    there = _create(control, key, data)
+    if there == data:
+        return manifest
+    existing = _decode(there, key)
+    if existing is not None and replace(existing, wall_time=manifest.wall_time) == manifest:
+        return existing  # another rank, or an earlier try, committed the same records
+    raise PreconditionError(f"{key} is taken by another checkpoint: save again, under a new id")
+
+
+def publish_copy(control: Control, id_: CheckpointId, data: bytes) -> None:
+    """Create the manifest of a copied checkpoint, of the very bytes it has elsewhere, and move the pointers to it.
+
+    ``PreconditionError`` if the store holds another under this id; the same is fine.
+    """
+    if _create(control, id_.manifest_key, data) != data:
+        raise PreconditionError(f"{id_.manifest_key} is taken by another checkpoint: delete it there before copying")
+    advance(control, id_)
+
+
+def _create(control: Control, key: str, data: bytes) -> bytes:
+    """Put a manifest if absent; what the store holds then."""
     try:
         control.put(key, [memoryview(data)], if_absent=True)
-    except S3dlioError as error:
+    except S3dlioError:
         there = _read_back(control, key)
         if there is None:
             raise
-        if there == data:
-            return manifest
-        existing = _decode(there, key)
-        if existing is not None and replace(existing, wall_time=manifest.wall_time) == manifest:
-            return existing  # another rank, or an earlier try, committed the same records
-        raise PreconditionError(f"{key} is taken by another checkpoint: save again, under a new id") from error
-    return manifest
+        return there
+    return data
 
 
 def _read_back(control: Control, key: str) -> bytes | None:

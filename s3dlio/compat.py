@@ -7,11 +7,12 @@ functions, a worker pool that stays between calls. Code written for the publishe
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, SupportsIndex
 
+from . import pools
 from .bytes_level import CheckpointReader, CheckpointWriter
 from .commit import check_meta
 from .engine.errors import ConfigError
@@ -35,8 +36,9 @@ class PyCheckpointStore:
     """Checkpoints of bytes at ``uri``, such as ``file:///dir``.
 
     ``strategy``: ``flat``, ``round_robin`` or ``binary``, in any case. ``multipart_threshold``: bytes up to which an
-    object store gets a shard in one request. ``compression_level``: 1 to 22 turns zstd on. ``memory``, ``workers`` and
-    ``chunk_size`` as in ``CheckpointConfig``. Raises ``ConfigError``; nothing is touched before the first operation.
+    object store gets a shard in one request. ``compression_level``: 1 to 22 turns zstd on. ``memory``, ``workers``,
+    ``chunk_size`` and ``options`` as in ``CheckpointConfig``. Raises ``ConfigError``; nothing is touched before the
+    first operation.
 
     Without ``close`` (or ``with``) its workers stay until the process ends, shared by the stores that come after.
     """
@@ -51,6 +53,7 @@ class PyCheckpointStore:
         memory: int | None = None,
         workers: int | None = None,
         chunk_size: int | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self._store = CheckpointStore(
             uri,
@@ -61,6 +64,7 @@ class PyCheckpointStore:
             memory=memory,
             workers=workers,
             chunk_size=chunk_size,
+            options=options,
         )
 
     def __repr__(self) -> str:
@@ -189,15 +193,9 @@ def init_logging(level: str) -> None:
         logger.addHandler(handler)
 
 
-_keeper: CheckpointStore | None = None
-
-
 @contextmanager
 def _opened(uri: str) -> Iterator[PyCheckpointStore]:
-    """A store for one call. Another one keeps their pool, so that the next call finds its workers running and warm."""
-    global _keeper
+    """A store for one call, whose pool stays for the next."""
     with PyCheckpointStore(uri) as store:
-        if _keeper is None:
-            _keeper = CheckpointStore(uri)
-        _keeper.control()  # takes part in the pool; contacts nothing
+        pools.keep()
         yield store

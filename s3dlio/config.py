@@ -5,10 +5,13 @@ Pure: parses and checks, opens nothing. ``store`` and ``compat`` build on it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
+from typing import Any
 
-from .engine.backends import SCHEMES
+from .engine.backends import SCHEMES, azure_options, s3_options
 from .engine.contract import Location
 from .engine.errors import ConfigError
 from .engine.plan import MIB
@@ -20,8 +23,13 @@ DEFAULT_THRESHOLD = 100 * MIB
 """A shard up to this size goes to an object store in one request."""
 
 
-def parse_uri(uri: str) -> Location:
-    """The location of ``file:///dir``, ``direct:///dir`` or another known scheme; ``ConfigError`` otherwise."""
+def parse_uri(uri: str, options: Mapping[str, object] | None = None) -> Location:
+    """The location that a store's URI and its options name; contacts nothing.
+
+    ``file:///dir`` and ``direct:///dir`` take no options; those of ``s3://bucket/prefix`` stand in
+    ``engine.backends.s3_options``, those of ``az://account/container/prefix`` in ``engine.backends.azure_options``.
+    What the SDKs read from the environment (``AWS_…``, ``AZURE_…``) is taken now. Raises ``ConfigError``.
+    """
     if not isinstance(uri, str):
         raise ConfigError(f"a store's URI must be a string such as file:///checkpoints, not {type(uri).__name__}")
     scheme, separator, rest = uri.partition("://")
@@ -30,10 +38,16 @@ def parse_uri(uri: str) -> Location:
     if scheme not in SCHEMES or scheme == "memory":  # that one is each process's own: for tests of a single process
         known = ", ".join(f"{name}://" for name in sorted(SCHEMES) if name != "memory")
         raise ConfigError(f"{uri!r}: unknown scheme {scheme!r}; known are {known}")
+    if "\0" in rest:
+        raise ConfigError(f"{uri!r}: a name cannot hold a NUL")
+    if scheme == "s3":
+        return s3_options.parse(rest, options or {}, os.environ)
+    if scheme == "az":
+        return azure_options.parse(rest, options or {}, os.environ)
     if not rest.startswith("/"):
         raise ConfigError(f"{uri!r}: the folder must be absolute, with three slashes: {scheme}:///folder")
-    if "\0" in rest:
-        raise ConfigError(f"{uri!r}: a folder's name cannot hold a NUL")
+    if options:
+        raise ConfigError(f"{scheme}:// takes no options, and was given {', '.join(sorted(options))}")
     return Location(scheme, str(PurePosixPath(rest)))
 
 
@@ -46,8 +60,9 @@ class CheckpointConfig:
     the storage is the bottleneck; never on ``direct://``). ``compression_level``: 1 to 22, for ``"zstd"``.
     ``multipart_threshold``: bytes up to which an object store gets one request. ``memory``: bytes of the staging arena
     (default: half of what is left, divided by the ranks on the host). ``workers``: worker processes. ``chunk_size``:
-    bytes of a chunk, a multiple of 1 MiB. ``keep_last``: newest checkpoints that stay after a commit. Stores with the
-    same ``memory``, ``workers`` and ``chunk_size`` share one pool.
+    bytes of a chunk, a multiple of 1 MiB. ``connections``: requests that each worker has in flight to an object store.
+    ``keep_last``: newest checkpoints that stay after a commit. ``options``: what the object store needs to know
+    (``parse_uri``). Stores with the same ``memory``, ``workers``, ``chunk_size`` and ``connections`` share one pool.
     """
 
     strategy: Strategy = Strategy.FLAT
@@ -57,7 +72,9 @@ class CheckpointConfig:
     memory: int | None = None
     workers: int | None = None
     chunk_size: int = 16 * MIB
+    connections: int = 8
     keep_last: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.strategy, Strategy):

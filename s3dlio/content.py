@@ -119,6 +119,8 @@ def width_runs(runs: tuple[tuple[int, int, int], ...]) -> Callable[[int, int], R
 class _Image:
     """A shard image as a job's source."""
 
+    threads = 1
+
     def __init__(self, image: Any) -> None:
         self.total: int = image.size
         self.fill: Callable[[int, int, int], None] = image.copy_to

@@ -17,7 +17,9 @@ class CheckpointInfo:
 
     ``id``: its unique name, ``ckpt-{step}-{timestamp}``; ``label``: the ``id=`` it was saved with, if any;
     ``total_size``: stored bytes of all shards; ``raw_size``: decoded bytes, ``None`` where the writer did not tell;
-    ``status``: ``complete``, a foreign writer's word, or ``unreadable`` (then only the names are known).
+    ``verified``: by which checksums the store checked the shards as it received them (``crc64nvme``, ``md5``; "" where
+    it checked some of them by none, as a file system does); ``status``: ``complete``, a foreign writer's word, or
+    ``unreadable`` (then only the names are known).
     """
 
     step: int
@@ -33,6 +35,7 @@ class CheckpointInfo:
     user_meta: Any = None
     wall_time: str = ""
     label: str | None = None
+    verified: str = ""
 
     @property
     def size_mb(self) -> float:
@@ -69,4 +72,10 @@ class CheckpointInfo:
             user_meta=manifest.user_meta,
             wall_time=manifest.wall_time,
             label=manifest.label,
+            verified=_verified(manifest),
         )
+
+
+def _verified(manifest: Manifest) -> str:
+    found = {shard.verified or "" for shard in manifest.shards}
+    return "" if "" in found else " ".join(sorted(found))

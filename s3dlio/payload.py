@@ -1,7 +1,7 @@
 """The memory of a loaded shard: bytes-like, owned by whoever holds a view of it.
 
-Owns two small classes and their mapping; filled by ``reader``. The mapping is private: a write changes this process's
-copy only, never what a forked child or a later load sees.
+Owns three small classes and their mapping; filled by ``reader`` and ``objects``. The mapping is private: a write
+changes this process's copy only, never what a forked child or a later load sees.
 """
 
 from __future__ import annotations
@@ -57,19 +57,23 @@ class Payload(mmap.mmap):
         return str(builtins.memoryview(self), encoding, errors)
 
 
-class EmptyPayload(bytes):
-    """A shard of no bytes, with the same methods: no bytes cannot be mapped."""
+class InlinePayload(bytes):
+    """A few bytes that came in a message, with the same methods; they cannot be written to."""
 
     def memoryview(self) -> builtins.memoryview:
         """A view without a copy."""
         return builtins.memoryview(self)
 
     def to_bytes(self) -> bytes:
-        """Empty ``bytes``."""
-        return b""
+        """Plain ``bytes``."""
+        return bytes(self)
 
 
-AnyPayload = Payload | EmptyPayload
+class EmptyPayload(InlinePayload):
+    """A shard of no bytes: no bytes cannot be mapped."""
+
+
+AnyPayload = Payload | InlinePayload
 
 
 def as_buffer(data: Any) -> memoryview:

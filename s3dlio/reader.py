@@ -26,7 +26,7 @@ from .engine.pool import Pool
 from .engine.source import buffer_address
 from .index import Chunk, ShardIndex, open_index
 from .payload import AnyPayload, EmptyPayload, Payload
-from .records import IndexRef, ShardRecord
+from .records import ShardRecord
 
 _INLINE_INDEX = 1 * MIB
 
@@ -67,7 +67,7 @@ class ShardReader:
         if record.index is None:
             return None
         if record.index.size > _INLINE_INDEX:
-            return open_index(memoryview(self._large_index(record.index)), record)
+            return open_index(memoryview(self.stored(record.index.key, 0, record.index.size)), record)
         control = self._pool.control(self._location)
         try:
             data, _ = control.read(record.index.key, limit=record.index.size)
@@ -116,6 +116,20 @@ class ShardReader:
         self._fetch(record, chunks, lambda _: None, on_bytes)
         return sum(chunk.raw_size for chunk in chunks)
 
+    def stored(self, key: str, start: int, size: int) -> Payload:
+        """``size`` (> 0) bytes of any object from ``start`` in new memory, as they are stored and unverified."""
+        step = self._pool.arena.slot_size
+
+        def fetch(memory: int) -> None:
+            tasks = []
+            for at in range(0, size, step):
+                length = min(step, size - at)
+                target = Span(memory, at, length)
+                tasks.append(Fetch(self._location, key, start + at, length, "none", length, None, target))
+            self._run(key, FetchJob(self._pool, tasks))
+
+        return self._land(key, size, fetch)
+
     # parts of the above
 
     def _land_pieces(self, record: ShardRecord, jobs: _Jobs) -> None:
@@ -127,7 +141,7 @@ class ShardReader:
                 self._task(record, chunk, Span(memory, at, chunk.raw_size))
                 for (chunk, _), at in zip(jobs, places, strict=False)
             ]
-            self._run(record, FetchJob(self._pool, tasks))
+            self._run(record.key, FetchJob(self._pool, tasks))
 
         landed = self._land(record.key, places[-1], fetch)
         base = buffer_address(memoryview(landed))
@@ -162,17 +176,17 @@ class ShardReader:
         on_bytes: OnBytes | None,
     ) -> None:
         tasks = [self._task(record, chunk, target(chunk)) for chunk in chunks]
-        crcs = self._run(record, FetchJob(self._pool, tasks, on_bytes))
+        crcs = self._run(record.key, FetchJob(self._pool, tasks, on_bytes))
         self._check_checksum(record, combine_all_crc32c(zip(crcs, (chunk.raw_size for chunk in chunks), strict=True)))
 
-    def _run(self, record: ShardRecord, job: FetchJob) -> list[int]:
+    def _run(self, key: str, job: FetchJob) -> list[int]:
         """CRC-32Cs of the chunks, once nobody writes to their targets any more."""
         try:
             return job.future.result()
         except S3dlioError:
             raise
         except BaseException:  # KeyboardInterrupt: the targets are about to go
-            job.cancel(CancelledError(f"the load of {record.key} was given up"))
+            job.cancel(CancelledError(f"the load of {key} was given up"))
             job.future.exception()
             raise
 
@@ -230,18 +244,6 @@ class ShardReader:
         info = self._pool.control(self._location).head(record.key)
         if info.size != record.size:
             raise CorruptError(f"{self._location.uri}: {record.key} has {info.size} bytes instead of {record.size}")
-
-    def _large_index(self, ref: IndexRef) -> AnyPayload:
-        step = self._pool.arena.slot_size
-
-        def fetch(memory: int) -> None:
-            tasks = []
-            for at in range(0, ref.size, step):
-                size = min(step, ref.size - at)
-                tasks.append(Fetch(self._location, ref.key, at, size, "none", size, None, Span(memory, at, size)))
-            FetchJob(self._pool, tasks).future.result()
-
-        return self._land(ref.key, ref.size, fetch)
 
 
 _Takers = list[tuple[Wanted, int, int]]

@@ -45,7 +45,9 @@ class ShardRecord:
 
     ``size``: stored bytes; ``raw_size``: decoded bytes, ``None`` where a foreign writer did not tell; ``checksum``:
     ``crc32c:xxxxxxxx`` over the decoded bytes or ``None``; ``timestamp``: that of the id the shard lies under;
-    ``label``: the user's ``id=``. Built from trusted values by the writer, through ``from_dict`` from everything else.
+    ``label``: the user's ``id=``; ``verified``: by which checksum the store checked what it received (``crc64nvme``,
+    ``md5``), ``None`` where it did not or where there is no wire. Built from trusted values by the writer, through
+    ``from_dict`` from everything else.
     """
 
     rank: int
@@ -60,6 +62,7 @@ class ShardRecord:
     codec: str = "none"
     index: IndexRef | None = None
     label: str | None = None
+    verified: str | None = None
 
     @property
     def id(self) -> CheckpointId:
@@ -73,8 +76,8 @@ class ShardRecord:
         return entry
 
     def to_entry(self) -> dict[str, Any]:
-        """The entry in a manifest: ``rank, key, size, etag, checksum, raw_size, codec, index``."""
-        return {
+        """The entry in a manifest: ``rank, key, size, etag, checksum, raw_size, codec, index, verified`` (if any)."""
+        entry = {
             "rank": self.rank,
             "key": self.key,
             "size": self.size,
@@ -84,6 +87,9 @@ class ShardRecord:
             "codec": self.codec,
             "index": None if self.index is None else self.index.to_dict(),
         }
+        if self.verified is not None:
+            entry["verified"] = self.verified
+        return entry
 
     @classmethod
     def from_dict(cls, value: Any) -> ShardRecord:
@@ -140,6 +146,7 @@ def _read(data: fields.Json, what: str, step: int, epoch: int) -> ShardRecord:
         codec=codec,
         index=index,
         label=fields.optional_text(data, "label", what),
+        verified=fields.optional_text(data, "verified", what, most=64),
     )
 
 

@@ -116,8 +116,9 @@ class StateSaver:
         """Index and commit."""
         record = writer.finish(shard, stored, tree=tree() if tree else None, table=table() if table else None)
         save.make_durable(record)
+        control = writer.control
         committed = commit(
-            writer.control,
+            control,
             [record],
             step=meta.id.step,
             epoch=meta.epoch,
@@ -125,6 +126,7 @@ class StateSaver:
             world_size=1,
             user_meta=meta.user_meta,
             label=meta.label,
+            each=control.each,
         )
         self._committed()
         return CheckpointInfo.of(committed.manifest)

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,7 +23,6 @@ from .bytes_level import CheckpointReader, CheckpointWriter, StoreAccess
 from .commit import check_meta
 from .config import CheckpointConfig, parse_uri
 from .content import draft_of
-from .engine.contract import Control
 from .engine.errors import (
     CheckpointNotFoundError,
     ConfigError,
@@ -32,12 +31,12 @@ from .engine.errors import (
     PoolClosedError,
     S3dlioError,
 )
-from .engine.pool import EXIT_TIMEOUT, Pool, PoolConfig
+from .engine.pool import EXIT_TIMEOUT, Pool, PoolControl
 from .handle import Handle
 from .ids import CheckpointId, IdClock, check_step
 from .info import CheckpointInfo
 from .manifest import Manifest
-from .ranks import check_coordinator, ranks_on_host
+from .ranks import check_coordinator
 from .reader import OnBytes, ShardReader
 from .records import ShardRecord
 from .restoring import load_into, load_named, load_whole
@@ -65,7 +64,8 @@ class VerifyReport:
 
 
 class CheckpointStore:
-    """Checkpoints of one run at ``uri`` (``file:///dir`` or ``direct:///dir``); options as in ``CheckpointConfig``.
+    """Checkpoints of one run at ``uri``: ``file:///dir``, ``direct:///dir``, ``s3://bucket/prefix`` or
+    ``az://account/container/prefix``; options as in ``CheckpointConfig``.
 
     Opening touches nothing: worker processes start with the first operation. Use it as a context manager, or ``close``
     it. Its methods may be called by several threads; a forked child starts workers of its own when it uses the store.
@@ -82,11 +82,12 @@ class CheckpointStore:
         memory: int | None = None,
         workers: int | None = None,
         chunk_size: int | None = None,
+        connections: int | None = None,
         keep_last: int | None = None,
+        options: Mapping[str, Any] | None = None,
         config: CheckpointConfig | None = None,
     ) -> None:
         self.uri = uri
-        self.location = parse_uri(uri)
         given: dict[str, Any] = {
             "strategy": strategy,
             "compression": compression,
@@ -95,18 +96,16 @@ class CheckpointStore:
             "memory": memory,
             "workers": workers,
             "chunk_size": chunk_size,
+            "connections": connections,
             "keep_last": keep_last,
+            "options": options,
         }
-        options = {name: value for name, value in given.items() if value is not None}
-        if config is not None and options:
-            raise ConfigError(f"pass either config= or {', '.join(options)}, not both")
-        self.config = config or CheckpointConfig(**options)
-        self._pool_config = PoolConfig(
-            memory=self.config.memory,
-            workers=self.config.workers,
-            slot_size=self.config.chunk_size,
-            ranks_on_host=ranks_on_host(),
-        )
+        chosen = {name: value for name, value in given.items() if value is not None}
+        if config is not None and chosen:
+            raise ConfigError(f"pass either config= or {', '.join(chosen)}, not both")
+        self.config = config or CheckpointConfig(**chosen)
+        self.location = parse_uri(uri, self.config.options)
+        self._pool_config = pools.config_of(self.config)
         self._clock = IdClock()
         self._seen = False
         self._closing = False
@@ -327,7 +326,8 @@ class CheckpointStore:
 
     def list(self) -> list[CheckpointInfo]:
         """All committed checkpoints in order of saving."""
-        return catalog.list_checkpoints(self.control())
+        control = self.control()
+        return catalog.list_checkpoints(control, control.each)
 
     def latest(self) -> CheckpointInfo | None:
         """The newest committed checkpoint by (start of the save, step); ``None`` in an empty store."""
@@ -340,19 +340,21 @@ class CheckpointStore:
 
     def delete(self, step: int) -> bool:
         """Remove every save of ``step``; whether there was one."""
-        return removal.delete(self.control(), step)
+        control = self.control()
+        return removal.delete(control, step, control.each)
 
     def prune(self, keep_last: int) -> int:
         """Remove all but the ``keep_last`` newest checkpoints, none that is being loaded here; how many went."""
         return self._prune(self.control(), keep_last)
 
-    def _prune(self, control: Control, keep_last: int) -> int:
-        return len(removal.prune(control, keep_last, protect=loading.held(self.location)))
+    def _prune(self, control: PoolControl, keep_last: int) -> int:
+        return len(removal.prune(control, keep_last, protect=loading.held(self.location), each=control.each))
 
     def cleanup(self, min_age: float = leftovers.DAY) -> int:
         """Remove what saves that never committed left behind ``min_age`` seconds ago or longer; how many objects."""
-        found = leftovers.find_leftovers(self.control(), min_age=min_age)
-        leftovers.remove_leftovers(self.control(), found)
+        control = self.control()
+        found = leftovers.find_leftovers(control, min_age=min_age)
+        leftovers.remove_leftovers(control, found, control.each)
         return len(found.objects) + len(found.uploads)
 
     # life
@@ -401,7 +403,7 @@ class CheckpointStore:
                 unfinished.append(save)
         return unfinished
 
-    def control(self) -> Control:
+    def control(self) -> PoolControl:
         """The small operations of this store, carried out by the workers."""
         return self._use_pool().control(self.location)
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from .config import CheckpointConfig
 from .engine.auto import Auto
 from .engine.checksum import crc32c_segments, format_crc32c
-from .engine.contract import Control, Location
+from .engine.contract import Location
 from .engine.errors import S3dlioError
 from .engine.job import Coding, SaveJob
 from .engine.ledger import StoredObject
 from .engine.messages import Runs
 from .engine.plan import MIB
-from .engine.pool import Pool
+from .engine.pool import Pool, PoolControl
 from .engine.source import PiecesSource
 from .engine.stream import StreamJob
 from .ids import CheckpointId
@@ -50,7 +50,7 @@ class ShardWriter:
         self._config = config
 
     @property
-    def control(self) -> Control:
+    def control(self) -> PoolControl:
         return self._pool.control(self._location)
 
     def shard(
@@ -106,6 +106,7 @@ class ShardWriter:
             codec=shard.codec,
             index=index,
             label=shard.label,
+            verified=stored.info.verified or None,
         )
 
     def discard(self, shard: Shard) -> None:

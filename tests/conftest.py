@@ -17,6 +17,8 @@ from tests import leaks
 hypothesis.settings.register_profile("repository", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repository")
 
+pytest_plugins = ["tests.servers.fixtures"]
+
 _failed = pytest.StashKey[bool]()
 _SESSION = "S3DLIO_TEST_SESSION"
 
@@ -50,6 +52,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 def no_orphans() -> Iterator[None]:
     """Finds processes whose parent was killed by a test and which then did not end: their environment tells."""
     multiprocessing.resource_tracker.ensure_running()  # once: the test that starts it would seem to leak it
+    uuid.uuid1()  # likewise: with uuid-runtime installed libuuid opens a clock file and keeps it; Azure's SDK calls it
     token = uuid.uuid4().hex
     os.environ[_SESSION] = token
     yield

@@ -7,26 +7,36 @@ of its scheme is opened. Each module has ``open_location(location) -> Backend``.
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from typing import cast
 
 from ..contract import Backend, Location
 from ..errors import ConfigError, DependencyError
-from .retry import RetryBackend, RetryPolicy
+from .pace import Pace
+from .retry import REMOTE, RetryBackend, RetryPolicy
 from .trace import TraceBackend
 
 SCHEMES: dict[str, tuple[str, str | None]] = {
+    "az": (".azure", "azure"),
     "direct": (".posix", None),
     "file": (".posix", None),
     "memory": (".memory", None),
+    "s3": (".s3", None),
 }
 """Scheme to its module here, and the extra of this package that installs what the module needs."""
 
+OBJECT_STORES = frozenset({"az", "s3"})
+"""Schemes whose requests wait for a network: a worker runs more of them at once."""
 
-def open_backend(location: Location, *, retry: RetryPolicy | None = None, trace: bool = True) -> Backend:
+
+def open_backend(
+    location: Location, *, retry: RetryPolicy | None = None, trace: bool = True, pace: Pace | None = None
+) -> Backend:
     """The backend of ``location``: transient failures are retried, and each attempt is logged at debug level.
 
-    Nothing is contacted yet. ``retry`` bounds the insistence (default: ``RetryPolicy()``). Raises ``ConfigError`` for
-    an unknown scheme, root or option and ``DependencyError`` if the scheme's SDK is not installed.
+    Nothing is contacted yet. ``retry`` bounds the insistence (default: that of ``retry_policy``); ``pace`` is what the
+    pool's workers share. Raises ``ConfigError`` for an unknown scheme, root or option and ``DependencyError`` if the
+    scheme's SDK is not installed.
     """
     if location.scheme not in SCHEMES:
         known = ", ".join(f"{scheme}://" for scheme in sorted(SCHEMES))
@@ -40,4 +50,12 @@ def open_backend(location: Location, *, retry: RetryPolicy | None = None, trace:
     backend = cast(Backend, module.open_location(location))
     if trace:
         backend = TraceBackend(backend)
-    return RetryBackend(backend, retry)
+    return RetryBackend(backend, retry or retry_policy(location), pace=pace)
+
+
+def retry_policy(location: Location) -> RetryPolicy:
+    """How long to insist at ``location``; an object store's option ``retry_deadline`` bounds it in seconds."""
+    if location.scheme not in OBJECT_STORES:
+        return RetryPolicy()
+    deadline = dict(location.options).get("retry_deadline")
+    return replace(REMOTE, deadline=float(deadline)) if isinstance(deadline, (int, float)) else REMOTE

@@ -1,4 +1,4 @@
-"""The ``s3dlio`` command: look into a store, check it, take from it, and see the demo.
+"""The ``s3dlio`` command: look into a store, check it, copy it, take from it, and see the demo.
 
 Owns the entry point, the exit codes (0 all is well, 1 failed, 2 wrong usage, 130 interrupted) and how an error is told:
 one line on the standard error, a traceback only with ``--debug``. ``parser`` owns the arguments, ``commands`` what they
@@ -11,22 +11,24 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from s3dlio.engine.errors import S3dlioError
 
 from .parser import build_parser
+from .store_options import given
 
 FAILED = 1
 INTERRUPTED = 130
 
 
-def open_store(uri: str) -> Any:
+def open_store(uri: str, options: Mapping[str, Any] | None = None) -> Any:
     """The store at ``uri``; commands close it. Tests replace this name."""
     from s3dlio.store import CheckpointStore
 
-    return CheckpointStore(uri)
+    return CheckpointStore(uri, options=options or None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.debug:
         logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
-        code: int = options.run(options, open_store)
+        chosen = given(getattr(options, "option", []))
+        code: int = options.run(options, partial(open_store, options=chosen) if chosen else open_store)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("s3dlio: interrupted", file=sys.stderr)

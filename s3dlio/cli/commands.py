@@ -20,7 +20,8 @@ from s3dlio.engine.errors import CheckpointNotFoundError, ConfigError, CorruptEr
 
 from .terminal import Bar, size, style_for, table
 
-Open = Callable[[str], Any]
+Open = Callable[..., Any]
+"""``open_store(uri)``, or with the options of an object store ``open_store(uri, options)``."""
 OK = 0
 FAILED = 1
 COMPLETE = "complete"

@@ -12,15 +12,20 @@ import s3dlio
 from s3dlio.demo.options import DEFAULT_FOLDER, SIZES, DemoOptions
 
 from . import commands
+from .copy import copy
 from .export import export
+from .store_options import add_option, pair
+
+OPTION_HELP = "an option of the object store, such as endpoint_url=http://127.0.0.1:9000; may be repeated"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; the parsed ``run`` is the command's function."""
     parser = argparse.ArgumentParser(
         prog="s3dlio",
-        description="Checkpoints of training runs: list, inspect, verify, export, delete, and a demo.",
-        epilog="A URI is file:///folder or direct:///folder; a plain path means file://.",
+        description="Checkpoints of training runs: list, inspect, verify, copy, export, delete, and a demo.",
+        epilog="A URI is file:///folder, direct:///folder, s3://bucket/prefix or az://account/container/prefix; a "
+        "plain path means file://. Credentials come from the environment, as the stores' own tools take them.",
     )
     parser.add_argument("--version", action="version", version=f"s3dlio {s3dlio.__version__}")
     verbs = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -36,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     _fill_demo(verb("demo", commands.demo, "train, die in the middle of a save, resume, compare bit for bit"))
     one = verb("ls", commands.ls, "list the committed checkpoints, oldest first")
     one.add_argument("uri", metavar="URI", type=as_uri)
+    add_option(one, "--option", OPTION_HELP)
     one = verb("show", commands.show, "show one checkpoint, the newest by default")
     _add_target(one, "?")
     one = verb(
@@ -45,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     one = verb("delete", commands.delete, "delete the checkpoint of a step")
     _add_target(one, None)
     one.add_argument("--yes", action="store_true", help="do not ask")
+    _fill_copy(verb("copy", copy, "copy checkpoints, the newest by default, and verify the copy"))
     one = verb("export", export, "write one rank's state as a safetensors file")
     _add_target(one, None)
     one.add_argument("file", metavar="FILE.safetensors", type=Path)
@@ -61,6 +68,26 @@ def as_uri(text: str) -> str:
 def _add_target(parser: argparse.ArgumentParser, nargs: str | None) -> None:
     parser.add_argument("uri", metavar="URI", type=as_uri)
     parser.add_argument("step", metavar="STEP", type=_count, nargs=nargs)
+    add_option(parser, "--option", OPTION_HELP)
+
+
+def _fill_copy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", type=as_uri)
+    parser.add_argument("target", metavar="DST", type=as_uri)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("step", metavar="STEP", type=_count, nargs="?")
+    which.add_argument("--all", action="store_true", help="all checkpoints, in order of saving")
+    parser.add_argument(
+        "--option",
+        metavar="NAME=VALUE",
+        type=pair,
+        action="append",
+        default=[],
+        dest="store_option",
+        help="an option of both object stores",
+    )
+    add_option(parser, "--from-option", "an option of SRC alone")
+    add_option(parser, "--to-option", "an option of DST alone")
 
 
 def _fill_demo(parser: argparse.ArgumentParser) -> None:

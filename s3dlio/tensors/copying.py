@@ -1,7 +1,7 @@
 """Copies between raw memory and arrays.
 
-Owns the two ways bytes move (one memmove; boxes of a strided array) and the rule when a copy gives up the interpreter.
-Knows addresses and shapes only: what an array is, its ``Boxes`` say. Called by the leaves and targets.
+Owns how the boxes of a strided array move. Knows addresses and shapes only: what an array is, its ``Boxes`` say. Called
+by the leaves and targets.
 """
 
 from __future__ import annotations
@@ -12,19 +12,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from ..engine.source import move
+
 Index = tuple[int | slice, ...]
 
-# A copy that gives up the interpreter may wait 5 ms to get it back from a busy thread, so small copies keep it: 128 KiB
-# take 10 us into warm pages and 90 us into cold ones.
-_HELD = 128 << 10
 _BOX = 4 << 20  # bytes of a strided array that one call gathers
 
-_move_held = ctypes.PyDLL(None).memmove
-_move_held.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_move_held.restype = None
-_move_free = ctypes.CDLL(None).memmove
-_move_free.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_move_free.restype = None
 _view = ctypes.pythonapi.PyMemoryView_FromMemory
 _view.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
 _view.restype = ctypes.py_object
@@ -32,14 +25,6 @@ _PYBUF_WRITE = 0x200
 
 # Two calls may each hold a part of one element: reading, patching and writing it back must not interleave.
 _patching = threading.Lock()
-
-
-def move(target: int, source: int, size: int) -> None:
-    """Copy ``size`` bytes from address ``source`` to address ``target``; large copies release the interpreter."""
-    if size <= _HELD:
-        _move_held(target, source, size)
-    else:
-        _move_free(target, source, size)
 
 
 def view(address: int, size: int) -> memoryview:

@@ -6,11 +6,9 @@ copies from it (by ``s3dlio.content``) to fill slots, from any thread and in any
 
 from __future__ import annotations
 
-import ctypes
 from bisect import bisect_right
-from itertools import accumulate
 
-from .copying import move
+from ..engine.source import PiecesSource
 from .layout import Layout
 from .leaf import Leaves
 
@@ -20,8 +18,7 @@ class ShardImage:
 
     def __init__(self, leaves: Leaves, layout: Layout) -> None:
         self.size = layout.total
-        self._header = layout.header
-        self._header_starts = list(accumulate(map(len, layout.header), initial=0))
+        self._header = PiecesSource(layout.header)
         self._leaves = leaves
         self._order = layout.order
         self._starts = [layout.offsets[index] for index in layout.order]
@@ -33,7 +30,7 @@ class ShardImage:
             raise ValueError(f"bytes [{start}, {stop}) of a shard of {self.size}")
         if start < self._data:
             middle = min(stop, self._data)
-            self._copy_header(address, start, middle)
+            self._header.fill(address, start, middle)
             address += middle - start
             start = middle
         position = max(0, bisect_right(self._starts, start) - 1)
@@ -43,20 +40,6 @@ class ShardImage:
             end = min(stop, begin + self._leaves.specs[index].nbytes)
             if end > start:  # an empty leaf begins where the next one does
                 self._leaves[index].copy_to(address, start - begin, end - begin)
-                address += end - start
-                start = end
-            position += 1
-
-    def _copy_header(self, address: int, start: int, stop: int) -> None:
-        position = bisect_right(self._header_starts, start) - 1
-        while start < stop:
-            begin = self._header_starts[position]
-            piece = self._header[position]
-            end = min(stop, begin + len(piece))
-            if end > start:
-                held = ctypes.c_char_p(piece)
-                source = ctypes.cast(held, ctypes.c_void_p).value or 0
-                move(address, source + start - begin, end - start)
                 address += end - start
                 start = end
             position += 1

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.errors import ConfigError, ManifestError, S3dlioError
-from .copying import move
+from ..engine.source import move
 from .dtypes import numpy_name
 from .leaf import MAX_DEPTH, Node, Spec, Target
 from .numpy_leaf import Array, array_target, text_over

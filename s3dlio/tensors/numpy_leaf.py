@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..engine.errors import ConfigError, UnsupportedError
-from .copying import Index, gather, move, scatter, view
+from ..engine.source import move
+from .copying import Index, gather, scatter, view
 from .dtypes import DType, numpy_dtype, numpy_name
 from .leaf import Collector, Handler, Leaf, Refusal, Spec, Target, Ties, make_spec
 

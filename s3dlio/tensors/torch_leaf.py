@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..engine.errors import ConfigError, ManifestError, UnsupportedError
-from .copying import Index, gather, move, scatter, view
+from ..engine.source import move
+from .copying import Index, gather, scatter, view
 from .dtypes import NATIVE, PLAIN, TORCH
 from .leaf import MAX_DIMS, Collector, Handler, Leaf, Node, Refusal, Spec, Target, Ties, make_spec
 from .numpy_leaf import Array

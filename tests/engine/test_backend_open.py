@@ -79,5 +79,5 @@ def test_only_the_module_of_the_scheme_is_imported() -> None:
         "print('numpy' in sys.modules, 'awscrt' in sys.modules)\n"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told.split("\n")[0].split() == ["checks", "memory", "retry", "trace"]
+    assert told.split("\n")[0].split() == ["checks", "memory", "pace", "retry", "trace"]
     assert told.split("\n")[1] == "False False"

@@ -9,11 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3dlio.engine.backends.memory import MemoryBackend, forget
-from s3dlio.engine.backends.retry import RetryBackend, RetryPolicy, Timing
+from s3dlio.engine.backends.pace import Pace, Timing
+from s3dlio.engine.backends.retry import REMOTE, RetryBackend, RetryPolicy
 from s3dlio.engine.contract import ObjectInfo, PartReceipt, Segments, UploadInfo
-from s3dlio.engine.errors import CorruptError, NotFoundError, PreconditionError, StorageError
+from s3dlio.engine.errors import (
+    BrokenReadError,
+    CorruptError,
+    NotFoundError,
+    PreconditionError,
+    StorageError,
+    ThrottledError,
+)
 
 BUSY = StorageError("slow down", transient=True)
+THROTTLED = ThrottledError("503 SlowDown", transient=True)
 
 
 class Flaky(MemoryBackend):
@@ -56,6 +65,27 @@ class Flaky(MemoryBackend):
             yield info
 
 
+class Breaking(MemoryBackend):
+    """Downloads that end early: each brings the next of ``reached`` bytes, takes ``seconds`` and then fails."""
+
+    def __init__(self, fake: FakeTime, reached: list[int], seconds: float = 0.0) -> None:
+        super().__init__("test_backend_retry")
+        self.reached = reached
+        self.asked: list[tuple[int, int]] = []
+        self._fake = fake
+        self._seconds = seconds
+
+    def get_range(self, key: str, offset: int, into: memoryview) -> None:
+        self.asked.append((offset, len(into)))
+        self._fake.now += self._seconds
+        if not self.reached:
+            super().get_range(key, offset, into)
+            return
+        reached = self.reached.pop(0)
+        super().get_range(key, offset, into[:reached])
+        raise BrokenReadError("connection reset", reached=reached)
+
+
 @dataclass
 class FakeTime:
     """A clock that moves only when somebody sleeps."""
@@ -68,8 +98,12 @@ class FakeTime:
         self.slept.append(seconds)
         self.now += seconds
 
+    def draw(self, low: float, high: float) -> float:
+        """By ``uniform`` as it is now; a test may change it meanwhile."""
+        return self.uniform(low, high)
+
     def timing(self) -> Timing:
-        return Timing(self.sleep, lambda: self.now, self.uniform)
+        return Timing(self.sleep, lambda: self.now, self.draw)
 
 
 @pytest.fixture
@@ -166,6 +200,167 @@ def test_a_listing_that_keeps_failing_ends() -> None:
     backend = RetryBackend(flaky(99), RetryPolicy(attempts=3), FakeTime().timing())
     with pytest.raises(StorageError, match="list of '' failed 3 times"):
         list(backend.list())
+
+
+# downloads
+
+
+@pytest.mark.usefixtures("store")
+def test_a_broken_download_goes_on_from_the_byte_reached() -> None:
+    fake = FakeTime()
+    inner, into = Breaking(fake, [1, 0, 2]), bytearray(4)
+    RetryBackend(inner, timing=fake.timing()).get_range("key", 0, memoryview(into))
+    assert into == b"body"
+    assert inner.asked == [(0, 4), (1, 3), (1, 3), (3, 1)]
+
+
+@given(
+    data=st.data(),
+    size=st.integers(1, 100),
+    start=st.integers(0, 20),
+)
+def test_no_download_asks_for_more_than_is_missing(data: st.DataObject, size: int, start: int) -> None:
+    body, fake = random.Random(size).randbytes(start + size + 5), FakeTime()
+    steps, left = [], size
+    while left and data.draw(st.booleans()):
+        steps.append(data.draw(st.integers(0, left - 1)))
+        left -= steps[-1]
+    inner = Breaking(fake, list(steps))
+    inner.put("ranged", [memoryview(body)])
+    memory = bytearray(b"x" * (size + 2))
+    policy = RetryPolicy(attempts=1000, deadline=1e9)
+    RetryBackend(inner, policy, fake.timing()).get_range("ranged", start, memoryview(memory)[1:-1])
+    assert memory == b"x" + body[start : start + size] + b"x"
+    reached = 0
+    for (offset, length), step in zip(inner.asked, [*steps, 0], strict=True):
+        assert (offset, length) == (start + reached, size - reached)
+        reached += step
+    forget("test_backend_retry")
+
+
+@pytest.mark.usefixtures("store")
+def test_a_download_whose_last_byte_came_before_it_broke_is_complete() -> None:
+    fake = FakeTime()
+    inner, into = Breaking(fake, [2, 2]), bytearray(4)
+    RetryBackend(inner, timing=fake.timing()).get_range("key", 0, memoryview(into))
+    assert into == b"body"
+    assert inner.asked == [(0, 4), (2, 2)]  # a range of no bytes is none that a server knows
+
+
+@pytest.mark.usefixtures("store")
+def test_bytes_that_arrive_begin_the_attempts_anew() -> None:
+    fake = FakeTime()
+    inner, into = Breaking(fake, [0, 0, 1, 0, 2, 0]), bytearray(4)
+    RetryBackend(inner, RetryPolicy(attempts=3), fake.timing()).get_range("key", 0, memoryview(into))
+    assert into == b"body"
+    inner.reached = [0, 1, 0, 0, 0]
+    with pytest.raises(BrokenReadError, match=r"get_range of 'key' failed 3 times .* connection reset"):
+        RetryBackend(inner, RetryPolicy(attempts=3), fake.timing()).get_range("key", 0, memoryview(into))
+
+
+@pytest.mark.usefixtures("store")
+def test_a_download_that_keeps_moving_has_no_deadline() -> None:
+    fake = FakeTime()
+    inner = Breaking(fake, [1] * 499, seconds=100.0)
+    body = random.Random(1).randbytes(500)
+    inner.put("slow", [memoryview(body)])
+    into = bytearray(500)
+    RetryBackend(inner, REMOTE, fake.timing()).get_range("slow", 0, memoryview(into))
+    assert into == body
+    assert fake.now >= 500 * 100.0
+
+
+@pytest.mark.usefixtures("store")
+def test_a_download_that_has_stopped_ends_at_the_deadline() -> None:
+    fake = FakeTime(now=50.0)
+    inner = Breaking(fake, [2] + [0] * 1000, seconds=1.0)
+    with pytest.raises(
+        BrokenReadError, match=r"get_range of 'key' failed \d+ times in \d+\.\d s, .*: connection reset"
+    ):
+        RetryBackend(inner, REMOTE, fake.timing()).get_range("key", 0, memoryview(bytearray(4)))
+    assert fake.now <= 50.0 + 1.0 + REMOTE.deadline + 1.0  # from the last byte on, with the last attempt's own second
+    assert set(inner.asked[1:]) == {(2, 2)}
+
+
+# refusals
+
+
+@pytest.mark.usefixtures("store")
+def test_a_store_that_always_refuses_is_given_up_at_the_deadline() -> None:
+    inner, fake = flaky(1000, THROTTLED), FakeTime(now=10.0)
+    upload = inner.begin("key")
+    with pytest.raises(ThrottledError) as caught:
+        RetryBackend(inner, REMOTE, fake.timing()).put_part("key", upload, 7, 0, [])
+    told = f"put_part 7 of 'key' failed {inner.calls} times in "
+    assert str(caught.value).startswith(told)
+    assert str(caught.value).endswith(" s, the last time with: 503 SlowDown")
+    assert inner.calls > 5
+    assert caught.value.transient
+    assert caught.value.__cause__ is THROTTLED
+    assert 10.0 + REMOTE.deadline / 2 < fake.now
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("deadline", [1.0, 10.0, 52.0, 120.0])
+@pytest.mark.parametrize("least", [False, True])
+def test_no_refused_attempt_begins_after_the_deadline(deadline: float, least: bool) -> None:
+    """Not even where the pace, which others may have slowed, holds for longer than its own wait."""
+    fake = FakeTime(uniform=min if least else max)
+    begun: list[float] = []
+
+    class Timed(Flaky):
+        def _fail(self) -> None:
+            begun.append(fake.now)
+            super()._fail()
+
+    inner = Timed("test_backend_retry", [THROTTLED] * 1000)
+    with pytest.raises(ThrottledError):
+        RetryBackend(inner, RetryPolicy(attempts=1000, cap=10.0, deadline=deadline), fake.timing()).head("key")
+    assert max(begun) <= deadline
+
+
+@pytest.mark.usefixtures("store")
+def test_what_the_others_wait_for_is_waited_for_before_the_first_attempt() -> None:
+    inner, fake = flaky(0), FakeTime(now=100.0)
+    pace = Pace(base=4.0, timing=fake.timing())
+    pace.slow_down()
+    RetryBackend(inner, timing=fake.timing(), pace=pace).head("key")
+    assert fake.slept == [6.0]
+
+
+def test_a_listing_that_is_refused_goes_on_and_holds_back_the_others(store: MemoryBackend) -> None:
+    for number in range(4):
+        store.put(f"list/{number}", [])
+    inner, fake = flaky(0), FakeTime(now=100.0)
+    pace = Pace(base=4.0, timing=fake.timing())
+    items = RetryBackend(inner, timing=fake.timing(), pace=pace).list("list/")
+    keys = [next(items).key]
+    inner.failures += [THROTTLED]
+    keys.append(next(items).key)
+    assert fake.slept == [pytest.approx(0.3), pytest.approx(5.7)]  # its own wait, then what is left of the pace's
+    keys += [info.key for info in items]
+    assert keys == [f"list/{number}" for number in range(4)]
+
+
+@pytest.mark.usefixtures("store")
+def test_a_listing_that_is_always_refused_ends() -> None:
+    backend = RetryBackend(flaky(1000, THROTTLED), REMOTE, FakeTime().timing())
+    with pytest.raises(ThrottledError, match=r"list of 'k' failed \d+ times in .* 503 SlowDown"):
+        list(backend.list("k"))
+
+
+@given(seed=st.integers(0, 1000), refused=st.lists(st.booleans(), max_size=12))
+def test_a_call_that_succeeds_in_time_was_made_as_often_as_it_failed_and_once_more(
+    seed: int, refused: list[bool]
+) -> None:
+    fake = FakeTime(uniform=random.Random(seed).uniform)
+    inner = Flaky("test_backend_retry", [THROTTLED if each else BUSY for each in refused])
+    backend = RetryBackend(inner, RetryPolicy(attempts=1000, cap=10.0, deadline=1e9), fake.timing())
+    backend.put("often", [])
+    assert inner.calls == len(refused) + 1
+    assert len(fake.slept) >= len(refused)
+    assert sum(fake.slept) == pytest.approx(fake.now)
+    forget("test_backend_retry")
 
 
 def test_chance_is_not_the_training_runs() -> None:

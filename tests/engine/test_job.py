@@ -107,6 +107,8 @@ def move(to: int, source: int, size: int) -> None:
 class Gate:
     """A source that stops in the middle, at chunk ``at``, until it is let on."""
 
+    threads = 1
+
     def __init__(self, data: bytes, at: int = 2) -> None:
         self._source = BufferSource(memoryview(data))
         self._at = at
@@ -200,7 +202,7 @@ def test_a_quiet_save_sends_nothing_until_all_is_staged(pool: Pool, tmp_path: Pa
     thread = threading.Thread(target=job.stage, args=(source,), kwargs={"quiet": True})
     thread.start()
     assert source.reached.wait(60)
-    assert ask(pool.supervisor, lambda: in_flight(pool.supervisor) + len(pool.supervisor._queue)) == 0
+    assert ask(pool.supervisor, lambda: in_flight(pool.supervisor) == 0 and not pool.supervisor._backlog)
     source.open.set()
     thread.join()
     job.future.result(60)
@@ -262,6 +264,7 @@ def test_one_chunk_of_memory_is_enough(make: Make, tmp_path: Path) -> None:
 
 class Failing:
     total = 6 * MIB
+    threads = 1
 
     def __init__(self, error: BaseException) -> None:
         self._error = error

@@ -27,6 +27,7 @@ def planned(
     headroom: int = 4096,
     lanes: int = 4,
     whole_below: int = 0,
+    part_size: int | None = None,
 ) -> SavePlan:
     return plan_save(
         total,
@@ -37,6 +38,7 @@ def planned(
         headroom=headroom,
         lanes=lanes,
         whole_below=whole_below,
+        part_size=part_size,
     )
 
 
@@ -151,6 +153,28 @@ def test_a_streams_parts_grow_within_what_it_may_hold(slots: int, encoded: bool,
 def test_a_stream_may_be_long() -> None:
     plan = planned(None, slots=256)
     assert sum(plan.target(number) for number in range(1, S3.parts_max + 1)) > 900 * GIB
+
+
+@pytest.mark.parametrize("slots", [256, 100_000])
+def test_a_stream_holds_no_more_than_its_parts_may_grow_to(slots: int) -> None:
+    assert planned(None, slots=slots).needed == 16
+
+
+@pytest.mark.parametrize(("part_size", "part"), [(1, 1), (16 * MIB, 1), (17 * MIB, 2), (64 * MIB, 4)])
+def test_the_parts_of_a_stream_may_be_fixed(part_size: int, part: int) -> None:
+    plan = planned(None, slots=100_000, part_size=part_size)
+    assert {plan.target(number) for number in (1, S3.parts_max)} == {part * 16 * MIB}
+    assert plan.needed == part
+    encoded = planned(None, slots=100_000, part_size=part_size, encoded=True)
+    assert (
+        encoded.target(S3.parts_max) == max(part_size, S3.part_min, 1) + -max(part_size, S3.part_min, 1) % S3.alignment
+    )
+    with pytest.raises(MemoryLimitError):
+        planned(None, slots=2 * part - 1, part_size=part_size)
+
+
+def test_a_fixed_part_is_no_larger_than_the_store_takes() -> None:
+    assert planned(None, slots=100_000, part_size=1 << 60).part_target == S3.part_max
 
 
 def test_chunks_of_a_stream_are_whole_slots() -> None:

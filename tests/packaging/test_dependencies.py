@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 from tests.packaging.tree import ROOT, shipped
 
-MODULES = {"azure-identity": "azure", "azure-storage-blob": "azure"}
+MODULES = {"azure-core": "azure", "azure-identity": "azure", "azure-storage-blob": "azure"}
 """Import names of distributions whose import name is another."""
 
 

@@ -33,6 +33,7 @@ from s3dlio import (
     load_checkpoint,
     load_checkpoint_with_validation,
     load_checkpoint_with_validation_view,
+    pools,
     save_checkpoint,
     save_distributed_shard,
 )
@@ -49,9 +50,7 @@ def functions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The pool that the functions keep, started before a test and ended after the last."""
     load_checkpoint(f"file://{tmp_path_factory.mktemp('first')}")
     yield
-    assert compat._keeper is not None
-    compat._keeper.close()
-    compat._keeper = None
+    pools.let_go()
 
 
 @pytest.fixture
@@ -112,11 +111,10 @@ def test_ranks_save_and_one_commits(uri: str) -> None:
 
 
 def test_the_workers_stay_between_calls(uri: str) -> None:
-    assert compat._keeper is not None
-    before = compat._keeper._use_pool().supervisor.pids()
+    before = pools.keep().supervisor.pids()
     save_checkpoint(uri, 1, 0, "", b"x")
     assert load_checkpoint(uri) == b"x"
-    assert compat._keeper._use_pool().supervisor.pids() == before
+    assert pools.keep().supervisor.pids() == before
 
 
 def test_functions_refuse_what_the_store_refuses(uri: str, folder: Path) -> None:

@@ -36,8 +36,8 @@ def test_a_uri_is_a_location(uri: str, scheme: str, root: str) -> None:
         ("FILE:///x", "'FILE:///x': unknown scheme 'FILE'; known are "),
         ("file://data", "'file://data': the folder must be absolute, with three slashes: file:///folder"),
         ("direct://./x", "'direct://./x': the folder must be absolute, with three slashes: direct:///folder"),
-        ("file:///a\0b", "'file:///a\\x00b': a folder's name cannot hold a NUL"),
-        ("memory://name", "'memory://name': unknown scheme 'memory'; known are direct://, file://"),
+        ("file:///a\0b", "'file:///a\\x00b': a name cannot hold a NUL"),
+        ("memory://name", "'memory://name': unknown scheme 'memory'; known are az://, direct://, file://, s3://"),
     ],
 )
 def test_what_is_no_uri_is_refused_with_the_fix(uri: Any, message: str) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from s3dlio import pools
+from s3dlio import CheckpointConfig, pools
 from s3dlio.engine.contract import Limits, Location
 from s3dlio.engine.errors import MemoryLimitError, PoolClosedError
 from s3dlio.engine.messages import Call
 from s3dlio.engine.pool import Pool, PoolConfig
+from tests.store.live import in_forked_child
 
 CONFIG = PoolConfig(memory=4 << 20, workers=1, slot_size=1 << 20)
 OTHER = PoolConfig(memory=5 << 20, workers=1, slot_size=1 << 20)
@@ -115,3 +116,43 @@ def test_a_forked_child_has_no_pools() -> None:
     assert os.waitstatus_to_exitcode(status) == 0
     assert isinstance(pool.run(Call(HERE, "limits")).result(), Limits)
     pools.give_back(CONFIG, pool)
+
+
+@pytest.fixture
+def kept() -> Iterator[Pool]:
+    yield pools.keep()
+    pools.let_go()
+
+
+def test_a_kept_pool_stays_until_it_is_let_go(kept: Pool) -> None:
+    assert pools.keep() is kept
+    config = pools.config_of(CheckpointConfig())
+    assert pools.borrow(config) is kept
+    pools.give_back(config, kept)
+    assert not kept.closed
+    pools.let_go()
+    assert kept.closed
+    assert pools.keep() is not kept
+
+
+def test_a_pool_let_go_stays_with_the_stores_that_use_it(kept: Pool) -> None:
+    config = pools.config_of(CheckpointConfig())
+    assert pools.borrow(config) is kept
+    pools.let_go()
+    assert not kept.closed
+    pools.give_back(config, kept)
+    assert kept.closed
+
+
+def test_a_kept_pool_that_was_closed_is_replaced(kept: Pool) -> None:
+    kept.close()
+    assert not pools.keep().closed
+
+
+def test_a_forked_child_keeps_a_pool_of_its_own(kept: Pool) -> None:
+    def child() -> None:
+        assert pools.keep() is not kept
+        pools.let_go()
+
+    in_forked_child(child)
+    assert pools.keep() is kept

@@ -24,6 +24,8 @@ Words = np.ndarray[Any, np.dtype[np.uint64]]
 class Pattern:
     """``total`` bytes; a source for a save. ``smooth``: 4-byte floats of similar size, which shrink by a tenth."""
 
+    threads = 1
+
     def __init__(self, seed: int, total: int, *, smooth: bool) -> None:
         self.total = total
         self._seed = seed

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from s3dlio.engine import source
 from s3dlio.tensors import ShardImage, copying, flatten, plan_layout
 from s3dlio.tensors.copying import boxes
 from s3dlio.tensors.numpy_leaf import NumpyTarget
@@ -143,10 +144,10 @@ def test_ranges_outside_of_a_shard_are_refused() -> None:
 def test_large_copies_release_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the function that releases it may move large pieces, only the one that keeps it small ones."""
     moved: list[tuple[str, int]] = []
-    monkeypatch.setattr(copying, "_move_free", lambda target, source, size: moved.append(("free", size)))
-    monkeypatch.setattr(copying, "_move_held", lambda target, source, size: moved.append(("held", size)))
-    copying.move(0, 0, 1000)
-    copying.move(0, 0, 10 << 20)
+    monkeypatch.setattr(source, "_move_free", lambda target, source, size: moved.append(("free", size)))
+    monkeypatch.setattr(source, "_move_held", lambda target, source, size: moved.append(("held", size)))
+    source.move(0, 0, 1000)
+    source.move(0, 0, 10 << 20)
     assert moved == [("held", 1000), ("free", 10 << 20)]
 
 
