@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .harness import GIB, Options, Report, say, show
 
-SIZES = {"scale": 16.0}
+SIZES = {"scale": 16.0, "s3": 1.0, "azure": 1.0, "latency": 1.0}
 """GiB where ``--size`` is not given, if not 2."""
 BENCHMARKS = {
     "throughput": "save to durable, cold and warm load, against the disk and against peers",
@@ -18,7 +18,11 @@ BENCHMARKS = {
     "interference": "steps lost and longest pause of a training loop while a save runs",
     "memory": "memory of all processes beyond the state",
     "scale": "1 to 16 GiB, 10 to 1,000,000 tensors",
+    "s3": "save and load against the sink and LocalStack, beside a bare boto3 loop and peers; memory",
+    "azure": "save and load against the sink and Azurite, beside a bare azure-storage-blob loop and its files",
+    "latency": "a store 15 ms away against its connections; codecs on a link of 100 MB/s and on a fast one",
     "codec": "saving and speed of the codecs on a trained state",
+    "hotspots": "simulated: 64 to 16,384 ranks on a store that limits requests by key prefix, per strategy",
 }
 
 
@@ -31,7 +35,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=BENCHMARKS, metavar="NAME", help="one of the benchmarks below")
-    parser.add_argument("--size", type=float, metavar="GIB", help="size of the state (default 2; scale: 16)")
+    parser.add_argument(
+        "--size", type=float, metavar="GIB", help="size of the state (default 2; scale: 16; s3, azure, latency: 1)"
+    )
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="measured rounds (default 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     parser.add_argument("--folder", type=Path, default=Path(".cache/perf"), help="for data and the peers' environments")

@@ -16,11 +16,13 @@ from ..contract import Segments
 class SegmentsBody:
     """``segments`` in order, as if they were one file.
 
-    ``read(n)`` gives a view of at most ``n`` bytes and ends at a segment's end: more than was asked for breaks the
-    signing of a client, and joining two segments would copy them. A view is valid until the next call.
+    ``read(n)`` gives a view of at most ``n`` bytes, or of up to ``least`` where that is more, and ends at a segment's
+    end: joining two would copy them. A view is valid until the next call. More than was asked for breaks a client that
+    signs the payload; one that only sends it, a piece at a time, gains by it.
     """
 
-    def __init__(self, segments: Segments) -> None:
+    def __init__(self, segments: Segments, *, least: int = 1) -> None:
+        self._least = least
         self._segments = [segment for segment in segments if segment.nbytes]
         self._size = sum(segment.nbytes for segment in self._segments)
         self._index = 0  # of the segment that holds the position
@@ -35,7 +37,7 @@ class SegmentsBody:
         return True  # clients ask whether there is a body, not whether it has bytes
 
     def read(self, size: int | None = -1) -> memoryview | bytes:
-        """The next bytes, at most ``size``, and nothing at the end; without ``size`` a copy of all that follow."""
+        """The next bytes, up to the larger of ``size`` and ``least``; without ``size`` a copy of all that follow."""
         self._release()
         if size is None or size < 0:
             return self._read_all()
@@ -43,7 +45,7 @@ class SegmentsBody:
             return b""
         segment = self._segments[self._index]
         begin = self._at - self._begin
-        end = min(segment.nbytes, begin + size)
+        end = min(segment.nbytes, begin + max(size, self._least))
         self._given = segment[begin:end]
         self._at += end - begin
         if end == segment.nbytes:

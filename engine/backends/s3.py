@@ -76,7 +76,7 @@ class S3Backend:
         mark: dict[str, str] = {}
         while True:
             with bucket.telling("list", prefix):
-                page = bucket.client.list_objects_v2(**bucket.below(prefix), **mark)
+                page = _whole(bucket.client.list_objects_v2(**bucket.below(prefix), **mark))
                 infos = [
                     ObjectInfo(key, found["Size"], found["ETag"], _seconds(found["LastModified"]))
                     for found in page.get("Contents", ())
@@ -99,7 +99,7 @@ class S3Backend:
         while True:
             with bucket.telling("uploads", prefix):
                 # No EncodingType: LocalStack takes it, encodes what it is asked and not what it answers.
-                page = bucket.client.list_multipart_uploads(**bucket.below(prefix), **mark)
+                page = _whole(bucket.client.list_multipart_uploads(**bucket.below(prefix), **mark))
                 infos = [
                     UploadInfo(key, found["UploadId"], found["Initiated"].timestamp())
                     for found in page.get("Uploads", ())
@@ -123,6 +123,7 @@ class S3Backend:
         with bucket.telling("begin", key):
             checksum = s3_multipart.beginning(bucket.mode())
             reply = bucket.client.create_multipart_upload(**bucket.at(key), **bucket.stored, **checksum)
+            _whole(reply, "UploadId")
             return str(reply["UploadId"])
 
     def put_part(self, key: str, upload: str, number: int, offset: int, data: Segments) -> PartReceipt:
@@ -184,7 +185,7 @@ class S3Backend:
         stored: dict[int, tuple[int, str]] = {}
         mark: dict[str, int] = {}
         while True:
-            page = self._bucket.client.list_parts(**self._bucket.at(key), UploadId=upload, **mark)
+            page = _whole(self._bucket.client.list_parts(**self._bucket.at(key), UploadId=upload, **mark))
             stored |= {part["PartNumber"]: (part["Size"], part["ETag"]) for part in page.get("Parts", ())}
             if not page.get("IsTruncated"):
                 return stored
@@ -209,6 +210,13 @@ class S3Backend:
         size = self.head(key).size
         if size < end:
             raise CorruptError(f"{self._bucket.uri(key)} ends at {size}, before byte {end}")
+
+
+def _whole(reply: dict[str, Any], always: str = "IsTruncated") -> dict[str, Any]:
+    """``reply``, unless it was cut before its first byte: the SDK takes that for an answer without anything in it."""
+    if always not in reply:
+        raise StorageError("the store's answer has no body: it was cut on its way", transient=True)
+    return reply
 
 
 def _info_of(key: str, reply: dict[str, Any]) -> ObjectInfo:

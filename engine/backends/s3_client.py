@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -29,11 +30,16 @@ CONNECTIONS = 32
 """Kept open to one store by one process; more than its lanes, so that none is closed to make room."""
 _AWS = (".amazonaws.com", ".amazonaws.com.cn")
 
+# At debug level they tell whole requests, with the session token among the headers.
+_TALKATIVE = ("botocore.auth", "botocore.endpoint")
+
 _environment = threading.Lock()
 
 
 def make(options: S3Options) -> Any:
     """A client as boto3's usual chain and ``options`` make it; ``ConfigError`` if they make none."""
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.INFO)
     with _environment, _applied(options.environment):
         try:
             return _session(options).create_client(

@@ -72,6 +72,17 @@ def test_reading_copies_nothing() -> None:
     body.close()
 
 
+@given(pieces=_pieces, least=st.integers(1, 12), sizes=st.lists(st.integers(1, 12), min_size=1, max_size=5))
+def test_a_read_may_give_more_than_was_asked_for(pieces: list[bytes], least: int, sizes: list[int]) -> None:
+    body, found = SegmentsBody([memoryview(piece) for piece in pieces], least=least), b""
+    ends = {sum(map(len, pieces[:count])) for count in range(len(pieces) + 1)}
+    for size in sizes * sum(map(len, pieces)):
+        begun = len(found)
+        found += body.read(size)
+        assert len(found) == begun + max(size, least) or len(found) in ends
+    assert found == b"".join(pieces)
+
+
 def test_a_closed_body_holds_no_memory() -> None:
     memory = bytearray(100)
     with memoryview(memory) as view, SegmentsBody([view[:50], view[50:]]) as body:
