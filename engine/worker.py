@@ -29,6 +29,9 @@ from .messages import (
 )
 from .tasks import Memories, TaskRunner
 
+_ABORT_TIMEOUT = 10.0
+"""Seconds for all aborts: a store that hangs would otherwise keep the worker, and with it the arena's memory."""
+
 
 def main(fd: int, lanes: int) -> None:
     """Serve the parent on descriptor ``fd`` with up to ``lanes`` tasks at once; never returns."""
@@ -47,7 +50,11 @@ def main(fd: int, lanes: int) -> None:
     except BaseException:  # noqa: BLE001 - a bug of ours, told on stderr; the parent does the work again elsewhere
         traceback.print_exc()
     finally:
-        worker.runner.abort_opened()
+        if status == 0:  # else the parent lives, and has the uploads go on elsewhere
+            timer = threading.Timer(_ABORT_TIMEOUT, os._exit, (status,))
+            timer.daemon = True
+            timer.start()
+            worker.runner.abort_opened()
         os._exit(status)  # lanes may be deep in a write that nobody waits for any more
 
 

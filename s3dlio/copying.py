@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from . import catalog, loading
-from .commit import publish_copy
+from .commit import check_stored, publish_copy
 from .engine.checksum import crc32c, format_crc32c
 from .engine.contract import Control, Location
 from .engine.errors import (
@@ -68,9 +68,10 @@ def copy_checkpoint(
         manifest = Manifest.decode(data, id_.manifest_key)
         if not manifest.is_complete:
             raise ManifestError(f"{id_.manifest_key} has status {manifest.status!r}: only a complete one is copied")
-        _check_free(here, id_, data)
+        committed = _is_committed(here, id_, data)
         for record in manifest.shards:
-            _Copy(pool, source.location, target, on_bytes or _ignore).shard(record)
+            _Copy(pool, source.location, target, on_bytes or _ignore, committed=committed).shard(record)
+        check_stored(here, manifest.shards, here.each)  # a clean-up may have taken what a first try had left
         publish_copy(here, id_, data)
     target._clock.see([id_])  # what is saved there next is newer
     return CheckpointInfo.of(manifest)
@@ -98,14 +99,15 @@ def _choose(source: CheckpointStore, control: Control, step: int | None, id: str
     return manifest.id
 
 
-def _check_free(control: Control, id_: CheckpointId, data: bytes) -> None:
-    """``PreconditionError``, before a byte is copied, if another checkpoint has this id."""
+def _is_committed(control: Control, id_: CheckpointId, data: bytes) -> bool:
+    """Whether the target has this very checkpoint; ``PreconditionError``, before a byte is copied, if another."""
     try:
         there = control.read(id_.manifest_key, limit=MANIFEST_MAX)[0]
     except NotFoundError:
-        return
+        return False
     if there != data:
         raise PreconditionError(f"{id_.manifest_key} is taken by another checkpoint: delete it there before copying")
+    return True
 
 
 def _ignore(_: int) -> None:
@@ -115,18 +117,23 @@ def _ignore(_: int) -> None:
 class _Copy:
     """The copy of one shard."""
 
-    def __init__(self, pool: Pool, source: Location, target: CheckpointStore, on_bytes: OnBytes) -> None:
+    def __init__(
+        self, pool: Pool, source: Location, target: CheckpointStore, on_bytes: OnBytes, *, committed: bool
+    ) -> None:
         self._pool = pool
         self._source = source
         self._target = target.location
         self._whole_below = target.config.multipart_threshold
         self._on_bytes = on_bytes
+        self._committed = committed
 
     def shard(self, record: ShardRecord) -> None:
         """Have the shard and its index in the target, read back and verified."""
         if self._is_there(record):
             self._on_bytes(record.size)
             return
+        if self._committed:  # the copy is to mend it: only what is whole may take the place of a committed shard
+            ShardReader(self._pool, self._source).verify(record)
         crc = self._object(record.key, record.size, self._on_bytes)
         if record.index is not None:
             self._index(record.index)
@@ -139,14 +146,20 @@ class _Copy:
             ) from error
 
     def _is_there(self, record: ShardRecord) -> bool:
-        """Whether a former copy left all of it; its checksums tell, so without any it is copied again."""
-        if record.checksum is None:
-            return False
+        """Whether a former copy left all of it, by its checksums; of what is committed nothing is written here.
+
+        Without checksums it is copied again, unless it is committed: then it is left alone.
+        """
         try:
             if self._pool.control(self._target).head(record.key).size != record.size:
                 return False
-            if record.index is not None:
-                self._index(record.index)
+        except NotFoundError:
+            return False
+        if record.checksum is None:
+            return self._committed
+        if record.index is not None and not self._committed:
+            self._index(record.index)
+        try:
             ShardReader(self._pool, self._target).verify(record)
         except (NotFoundError, CorruptError):
             return False

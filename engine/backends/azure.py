@@ -194,6 +194,7 @@ class AzureBackend:
         try:
             if length:
                 with self._errors.told(doing), self._client.download(self._prefix + key, offset, length) as download:
+                    wire.check_range_of(download.headers, doing, offset)
                     total = wire.total_of(download.headers)
                     for done in download.fill(into):
                         reached = done

@@ -51,7 +51,7 @@ class AzureOptions:
     tags: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     encryption_scope: str | None = None
-    connect_timeout: float = 5.0
+    connect_timeout: float = 20.0
     read_timeout: float = 30.0
 
 
@@ -142,6 +142,13 @@ def _seconds(name: str, value: object) -> float:
     return float(value)
 
 
+def _deadline(name: str, value: object) -> float:
+    """Workers that answer nothing for 300 s count as hung: a longer insistence would cost them their lives."""
+    if _seconds(name, value) > 240:
+        raise ConfigError(f"option {name} must be at most 240 seconds, not {value!r}: save again after that")
+    return _seconds(name, value)
+
+
 def _endpoint(name: str, value: object) -> str:
     return credentials.check_endpoint(_text(name, value), f"option {name}")
 
@@ -211,7 +218,7 @@ _CHECKS: dict[str, Callable[[str, object], Option]] = {
     "endpoint_url": _endpoint,
     "metadata": _metadata,
     "read_timeout": _seconds,
-    "retry_deadline": _seconds,
+    "retry_deadline": _deadline,
     "sas_token": _secret,
     "tags": _tags,
     "tier": _tier,

@@ -14,11 +14,11 @@ from datetime import datetime
 from urllib.parse import quote, urlencode
 
 from ..contract import Segments
-from ..errors import NotFoundError
+from ..errors import NotFoundError, StorageError
 from . import azure_probe as probe
 from . import crc64
 from .azure_options import AzureOptions
-from .body import SegmentsBody
+from .body import PIECE, SegmentsBody
 
 FOLDER = "hdi_isfolder"
 """Metadata by which an account with folders marks one."""
@@ -59,10 +59,9 @@ def upload_of(block: str) -> str | None:
     return match[1] if match else None
 
 
-def body_of(data: Segments) -> memoryview | SegmentsBody:
-    """What is sent; to be used as a context, so that whoever keeps it keeps no reference to the bytes."""
-    segments = [segment for segment in data if segment.nbytes]
-    return memoryview(segments[0] if segments else b"") if len(segments) < 2 else SegmentsBody(segments)
+def body_of(data: Segments) -> SegmentsBody:
+    """What is sent, in pieces: a time-out bounds each, and would bound the whole part were it one."""
+    return SegmentsBody(data, least=PIECE)
 
 
 def checksum_headers(verified: frozenset[str], data: Segments) -> tuple[str, int | None, dict[str, str]]:
@@ -89,6 +88,15 @@ def total_of(headers: Mapping[str, str]) -> int | None:
     """The size of the whole blob, from the answer to a range."""
     total = headers.get("Content-Range", "").rpartition("/")[2]
     return int(total) if total.isdecimal() else None
+
+
+def check_range_of(headers: Mapping[str, str], doing: str, offset: int) -> None:
+    """``StorageError`` unless an answer holds the bytes from ``offset`` on: what lies between may not know ranges."""
+    told = headers.get("Content-Range", "")
+    if not told.startswith(f"bytes {offset}-") and (told or offset):
+        raise StorageError(
+            f"{doing}: the answer holds other bytes ({told or 'no Content-Range'}): no ranges are served"
+        )
 
 
 def etag_of(text: str) -> str:

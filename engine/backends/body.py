@@ -12,6 +12,11 @@ from types import TracebackType
 
 from ..contract import Segments
 
+PIECE = 1 << 20
+"""Bytes given to a socket at once. SDKs ask for 128 KiB, and take the interpreter's lock again for each: with 8
+requests in flight a GiB then cost 0.50 CPU seconds, with 512 KiB 0.41 (medians of 9 rounds, 2 cores, sink). More gains
+little, and a time-out must allow for all of it."""
+
 
 class SegmentsBody:
     """``segments`` in order, as if they were one file.

@@ -16,15 +16,12 @@ from typing import Any
 from ..contract import Segments, check_key
 from ..errors import ConfigError, PreconditionError, S3dlioError, StorageError
 from . import crc64, s3_abilities, s3_client, s3_errors
-from .body import SegmentsBody
+from .body import PIECE, SegmentsBody
 from .s3_abilities import Mode
 from .s3_options import S3Options
 
 _SMALL = 64 << 10
 """Up to this many bytes are copied: for a body that is a file the SDK first asks whether it may send it."""
-_SEND = 4 << 20
-"""Bytes given to the socket at once. The SDK asks for 128 KiB, and takes the interpreter's lock again for each: at 8
-requests in flight a GiB then cost 0.50 CPU seconds against 0.39 (medians of 9 rounds, 2 cores, sink)."""
 
 
 class Bucket:
@@ -127,7 +124,7 @@ class Bucket:
             parameters["ChecksumCRC64NVME"] = sent = crc64.big_endian(crc)
         elif mode == "md5":
             parameters["ContentMD5"] = _md5(data)
-        with SegmentsBody(data, least=_SEND) as body:
+        with SegmentsBody(data, least=PIECE) as body:
             reply = call(**self.at(key), Body=body if len(body) > _SMALL else body.read(), **parameters)
         told = reply.get("ChecksumCRC64NVME")
         if sent is not None and told != sent:

@@ -30,8 +30,8 @@ CONNECTIONS = 32
 """Kept open to one store by one process; more than its lanes, so that none is closed to make room."""
 _AWS = (".amazonaws.com", ".amazonaws.com.cn")
 
-# At debug level they tell whole requests, with the session token among the headers.
-_TALKATIVE = ("botocore.auth", "botocore.endpoint")
+# At debug level they tell whole requests and answers, with session tokens and the credentials that STS gives.
+_TALKATIVE = ("botocore.auth", "botocore.endpoint", "botocore.parsers")
 
 _environment = threading.Lock()
 

@@ -69,7 +69,8 @@ def compare(what: str, parts: Sequence[PartReceipt], stored: Mapping[int, tuple[
 def is_made_of(head: Mapping[str, Any], parts: Sequence[PartReceipt], size: int) -> bool:
     """Whether the stored object that ``head`` describes is the one that ``parts`` make: by size and checksum.
 
-    Where the store tells no checksum the tag decides, which for a multipart object is the MD5 of its parts' MD5s.
+    Where the store tells no checksum the tag decides, which for a multipart object is the MD5 of its parts' MD5s. Where
+    tags are something else nothing tells it from an older object of that size, and it is not believed.
     """
     if head["ContentLength"] != size:
         return False
@@ -77,7 +78,7 @@ def is_made_of(head: Mapping[str, Any], parts: Sequence[PartReceipt], size: int)
     if whole is not None and stored is not None:
         return whole == stored
     tag = tag_of(parts)
-    return tag is None or str(head.get("ETag", "")).strip('"') == tag
+    return tag is not None and str(head.get("ETag", "")).strip('"') == tag
 
 
 def tag_of(parts: Sequence[PartReceipt]) -> str | None:

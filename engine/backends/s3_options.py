@@ -59,7 +59,7 @@ class S3Options:
     tags: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     requester_pays: bool = False
-    connect_timeout: float = 5.0
+    connect_timeout: float = 20.0
     read_timeout: float = 30.0
     retry_deadline: float | None = None
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -135,6 +135,13 @@ def _seconds(name: str, value: object) -> float:
     return float(value)
 
 
+def _deadline(name: str, value: object) -> float:
+    """Workers that answer nothing for 300 s count as hung: a longer insistence would cost them their lives."""
+    if _seconds(name, value) > 240:
+        raise ConfigError(f"s3 option {name} must be at most 240 seconds, not {value!r}: save again after that")
+    return _seconds(name, value)
+
+
 def _one_of(choices: tuple[str, ...]) -> Callable[[str, object], str]:
     def check(name: str, value: object) -> str:
         if value not in choices:
@@ -198,7 +205,8 @@ _CHECKS: dict[str, Callable[[str, object], Option]] = {
     **dict.fromkeys(_SECRETS, _secret),
     **dict.fromkeys(("region", "profile", "kms_key_id", "storage_class"), _text),
     **dict.fromkeys(("anonymous", "requester_pays"), _bool),
-    **dict.fromkeys(("connect_timeout", "read_timeout", "retry_deadline"), _seconds),
+    **dict.fromkeys(("connect_timeout", "read_timeout"), _seconds),
+    "retry_deadline": _deadline,
     "addressing": _one_of(ADDRESSING),
     "endpoint_url": _endpoint,
     "metadata": _metadata,

@@ -87,7 +87,7 @@ def test_an_option_reaches_the_worker(name: str) -> None:
 def test_what_is_not_given_has_a_default() -> None:
     options = record({"account_key": KEY, "tier": None})
     assert options == AzureOptions("account", "box", "runs", PUBLIC, account_key=Secret(KEY))
-    assert (options.connect_timeout, options.read_timeout, options.verify) == (5.0, 30.0, True)
+    assert (options.connect_timeout, options.read_timeout, options.verify) == (20.0, 30.0, True)
 
 
 @pytest.mark.parametrize(

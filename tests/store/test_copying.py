@@ -168,9 +168,46 @@ def test_shards_without_a_checksum(tmp_path: Path, source: CheckpointStore, targ
     copy_checkpoint(source, target)
     shard = tmp_path / "target" / record["key"]
     assert shard.read_bytes() == random_bytes(3 * MIB)
-    shard.write_bytes(bytes(3 * MIB))  # nothing tells that this is wrong: it is copied again
+    shard.write_bytes(bytes(3 * MIB))  # nothing tells that this is wrong: what is committed is left alone ...
+    info = copy_checkpoint(source, target)
+    assert shard.read_bytes() == bytes(3 * MIB)
+    (tmp_path / "target" / info.manifest_key).unlink()  # ... and what is not is copied again
     copy_checkpoint(source, target)
     assert shard.read_bytes() == random_bytes(3 * MIB)
+
+
+@pytest.mark.parametrize("suffixes", [(".bin",), (".idx",), (".bin", ".idx")])
+def test_a_damaged_source_does_not_harm_a_copy(
+    source: CheckpointStore, target: CheckpointStore, tmp_path: Path, suffixes: tuple[str, ...], stored: list[str]
+) -> None:
+    source.save(1, state_of(1))
+    copy_checkpoint(source, target)
+    before = contents(tmp_path / "target")
+    for suffix in suffixes:
+        (path,) = (tmp_path / "source").rglob(f"rank-0{suffix}")
+        path.write_bytes(bytes(path.stat().st_size))
+    stored.clear()
+    copy_checkpoint(source, target)  # it is there and whole
+    assert (stored, contents(tmp_path / "target")) == ([], before)
+    (copied,) = (tmp_path / "target").rglob("rank-0.bin")
+    copied.write_bytes(copied.read_bytes()[:-1])
+    with pytest.raises(CorruptError):
+        copy_checkpoint(source, target)  # it would be mended, but not with these bytes
+    assert stored == []
+
+
+def test_a_copy_whose_shards_go_before_it_is_committed(
+    source: CheckpointStore, target: CheckpointStore, tmp_path: Path
+) -> None:
+    info = save_ranks(source, 2)
+
+    def clean_up(_: int) -> None:
+        for path in (tmp_path / "target").rglob("rank-0.bin"):
+            path.unlink()
+
+    with pytest.raises(NotFoundError, match="rank 0"):
+        copy_checkpoint(source, target, on_bytes=clean_up)
+    assert not (tmp_path / "target" / info.manifest_key).exists()
 
 
 def test_the_same_place(source: CheckpointStore, tmp_path: Path) -> None:
