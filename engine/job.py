@@ -87,7 +87,7 @@ class SaveJob:
             limits=pool.limits(location),
             encoded=encoded,
             headroom=codecs.headroom(coding.codec, slot_size),
-            lanes=pool.lanes,
+            lanes=pool.width(location),
             whole_below=whole_below,
             part_size=part_size,
         )

@@ -68,7 +68,7 @@ def plan_save(
     """Plan a shard of ``total`` raw bytes through an arena of ``slots`` slots of ``slot_size`` bytes.
 
     ``encoded``: chunks pass a codec, whose worst case needs ``headroom`` bytes more than the raw chunk; ``lanes``:
-    tasks that run at once over all workers; ``whole_below``: a shard up to this size may go in one request;
+    tasks at once over all workers; ``whole_below``: a shard up to this size may go in one request;
     ``part_size``: of all parts of a stream, rounded up to slots, which then do not grow. Raises ``MemoryLimitError``
     where the arena is too small for the store's parts, ``ConfigError`` where the store cannot hold the shard at all.
     """

@@ -8,6 +8,7 @@ which belongs to no one save, is judged by its age alone: whoever loses it moves
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ from .removal import shard_keys
 from .strategy import SHARDS, parse_shard_key
 
 DAY = 86400.0
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +66,17 @@ def find_leftovers(control: Control, *, min_age: float = DAY, now: float | None 
     )
 
 
-def remove_leftovers(control: Control, leftovers: Leftovers, each: Each = map) -> None:
-    """Abort the uploads and delete the objects, unless a manifest has come to list them since."""
+def remove_leftovers(control: Control, leftovers: Leftovers, each: Each = map) -> int:
+    """Abort the uploads and delete the objects, unless a manifest has come to list them since; how many are gone.
+
+    Azure cannot drop what was uploaded and never committed, and lets it expire within a week: that is logged.
+    """
     for upload in leftovers.uploads:
         control.abort(upload.key, upload.upload)
+    asked = {(upload.key, upload.upload) for upload in leftovers.uploads}
+    kept = len(asked & {(upload.key, upload.upload) for upload in control.uploads()}) if asked else 0
+    if kept:
+        _log.warning("%d unfinished uploads cannot be dropped here: the store lets them expire", kept)
     owned: set[str] = set()
     for id_ in list_ids(control):
         manifest = _read(control, id_)
@@ -74,6 +84,7 @@ def remove_leftovers(control: Control, leftovers: Leftovers, each: Each = map) -
     keys = [item.key for item in leftovers.objects if item.key not in owned]
     for _ in each(control.delete, keys):
         pass
+    return len(asked) - kept + len(keys)
 
 
 def _read(control: Control, id_: CheckpointId) -> Manifest | None:

@@ -82,8 +82,8 @@ class MultipartUploadWriter:
         elif self._stream.state == "open":
             self.close()
 
-    def write(self, data: Any) -> int:
-        """Copy the bytes of a buffer, waiting while memory is full; their number.
+    def write(self, data: Any, /, *, copy: bool = False) -> int:
+        """Copy the bytes of a buffer, waiting while memory is full; their number. ``copy`` changes nothing.
 
         Any error but that of an unfit ``data`` (``UnsupportedError``, a ``TypeError``) ends the upload.
         """

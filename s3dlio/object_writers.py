@@ -75,7 +75,7 @@ class PyObjectWriter:
         """Copy the bytes of a buffer, waiting while memory is full; their number. ``copy`` changes nothing."""
         return self._stream.write(data)
 
-    def write_owned_bytes(self, data: Any) -> int:
+    def write_owned_bytes(self, data: Any, *, copy: bool = False) -> int:
         """``write_chunk``."""
         return self._stream.write(data)
 

@@ -105,7 +105,8 @@ def get(uri: str, *, options: Options = None) -> AnyPayload:
 
 def check_same(control: PoolControl, before: ObjectInfo) -> None:
     """``StorageError`` if an object is not the version any more that was read in pieces."""
-    if control.head(before.key).etag != before.etag:
+    after = control.head(before.key)
+    if (after.etag, after.modified) != (before.etag, before.modified):
         raise StorageError(f"{before.key} was overwritten while it was read: read it again", transient=True)
 
 
@@ -133,12 +134,19 @@ def get_range(uri: str, offset: int, length: int | None = None, *, options: Opti
 
 
 def _range(pool: Pool, place: Place, offset: int, length: int) -> AnyPayload:
+    reader = ShardReader(pool, place.location)
+    if length > pool.arena.slot_size:  # several requests
+        control = pool.control(place.location)
+        before = control.head(place.key)
+        found = reader.stored(place.key, offset, length)
+        check_same(control, before)
+        return found
     if length > SMALL:
-        return ShardReader(pool, place.location).stored(place.key, offset, length)
-    found = []
+        return reader.stored(place.key, offset, length)
+    copied: builtins.list[bytes] = []
     task = Fetch(place.location, place.key, offset, length, "none", length, None, None)
-    fetch_through_slots(pool, [(task, lambda address: found.append(ctypes.string_at(address, length)))])
-    return InlinePayload(found[0])
+    fetch_through_slots(pool, [(task, lambda address: copied.append(ctypes.string_at(address, length)))])
+    return InlinePayload(copied[0])
 
 
 def exists(uri: str, *, options: Options = None) -> bool:
@@ -170,6 +178,8 @@ def delete(uri: str, recursive: bool = False, *, options: Options = None) -> Non
     """Remove an object, or with ``recursive`` all in a folder too; what is absent is fine."""
     place = split(uri, options)
     if place.is_folder and not recursive:
+        raise ConfigError(f"{uri!r} is a folder: pass recursive=True to delete all in it")
+    if not recursive and place.location.scheme in ("file", "direct") and os.path.isdir(uri.partition("://")[2]):
         raise ConfigError(f"{uri!r} is a folder: pass recursive=True to delete all in it")
     control = pools.keep().control(place.location)
     if not recursive:

@@ -354,8 +354,7 @@ class CheckpointStore:
         """Remove what saves that never committed left behind ``min_age`` seconds ago or longer; how many objects."""
         control = self.control()
         found = leftovers.find_leftovers(control, min_age=min_age)
-        leftovers.remove_leftovers(control, found, control.each)
-        return len(found.objects) + len(found.uploads)
+        return leftovers.remove_leftovers(control, found, control.each)
 
     # life
 

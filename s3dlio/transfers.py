@@ -110,7 +110,9 @@ class _FileSource:
         self._path = path
         with translated(f"upload of {path}"):
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self.total = os.fstat(self._fd).st_size
+            found = os.fstat(self._fd)
+        self.total = found.st_size
+        self._version = (found.st_size, found.st_mtime_ns)
 
     def __enter__(self) -> _FileSource:
         return self
@@ -119,7 +121,7 @@ class _FileSource:
         os.close(self._fd)
 
     def fill(self, address: int, start: int, stop: int) -> None:
-        """Read a range into memory; ``CorruptError`` if the file has become shorter."""
+        """Read a range into memory; ``CorruptError`` if the file has changed since it was opened."""
         view = _memory(address, stop - start)
         with translated(f"upload of {self._path}"):
             while view:
@@ -127,6 +129,9 @@ class _FileSource:
                 if not count:
                     raise CorruptError(f"{self._path} became shorter while it was uploaded")
                 view, start = view[count:], start + count
+            found = os.fstat(self._fd)
+        if (found.st_size, found.st_mtime_ns) != self._version:
+            raise CorruptError(f"{self._path} changed while it was uploaded: upload it again")
 
 
 def download(

@@ -70,6 +70,14 @@ def _session(options: S3Options) -> Any:
     """A session of its own for each client, since it remembers the environment; the SDK's data are shared."""
     session = Session(profile=options.profile)
     session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
+    # For the clients that fetch credentials: all lanes wait for them, and the SDK's own 60 s, retried, are too long.
+    session.set_default_client_config(
+        Config(
+            connect_timeout=options.connect_timeout,
+            read_timeout=options.read_timeout,
+            retries={"total_max_attempts": 2, "mode": "standard"},
+        )
+    )
     return session
 
 

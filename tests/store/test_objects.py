@@ -16,6 +16,7 @@ from s3dlio import ConfigError, NotFoundError, StorageError, UnsupportedError, o
 from s3dlio.engine.pool import PoolControl
 from s3dlio.object_uri import split_object
 from s3dlio.payload import Payload
+from s3dlio.reader import ShardReader
 from tests.store.live import random_bytes
 from tests.store.places import OnAzure, OnDirect, OnFiles, OnS3, Where
 
@@ -138,6 +139,20 @@ class Everywhere:
             s3dlio.mkdir(where.uri("new/folder/"), options=where.options)
         s3dlio.put_bytes(where.uri("new/folder/x"), b"x", options=where.options)
         assert s3dlio.exists(where.uri("new/folder/x"), options=where.options)
+
+    def test_a_range_that_is_overwritten_while_it_is_read(self, where: Where, monkeypatch: pytest.MonkeyPatch) -> None:
+        uri = where.uri("changing")
+        s3dlio.put_bytes(uri, bytes(17 * MIB), options=where.options)
+        stored = ShardReader.stored
+
+        def overwrite_after(self: ShardReader, *arguments: Any) -> Any:
+            found = stored(self, *arguments)
+            s3dlio.put_bytes(uri, b"1" * (17 * MIB), options=where.options)
+            return found
+
+        monkeypatch.setattr(ShardReader, "stored", overwrite_after)
+        with pytest.raises(StorageError, match="was overwritten while it was read"):
+            s3dlio.get_range(uri, 1, 16 * MIB + 1, options=where.options)
 
     def test_an_object_that_is_overwritten_while_it_is_read(
         self, where: Where, monkeypatch: pytest.MonkeyPatch
@@ -321,3 +336,11 @@ def test_a_put_where_a_folder_stands(tmp_path: Path) -> None:
         with pytest.raises(StorageError):
             s3dlio.put_bytes(f"file://{tmp_path}/x", bytes(size))
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("scheme", ["file", "direct"])
+def test_a_folder_of_this_machine_is_no_object_to_delete(tmp_path: Path, scheme: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match="is a folder: pass recursive=True"):
+        s3dlio.delete(f"{scheme}://{tmp_path}/folder")
+    assert (tmp_path / "folder").exists()

@@ -154,6 +154,21 @@ def test_an_upload_that_fails_leaves_what_was_there(where: Where, files: Path, t
     assert contents(tmp_path / "place") == {}
 
 
+def test_a_file_that_changes_while_it_is_uploaded(where: Where, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = os.preadv
+
+    def change_after(fd: int, *arguments: Any) -> int:
+        count = read(fd, *arguments)
+        (files / "large.dat").write_bytes(bytes(CHUNK + 5))
+        os.utime(files / "large.dat", ns=(1, 1))  # whatever the clock's grain
+        return count
+
+    monkeypatch.setattr("s3dlio.transfers.os.preadv", change_after)
+    with pytest.raises(CorruptError, match=r"large\.dat changed while it was uploaded"):
+        s3dlio.upload([files / "large.dat"], where.base)
+    assert s3dlio.list(where.base) == []
+
+
 def test_a_file_that_may_not_be_read(where: Where, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> int:
         raise PermissionError(13, "Permission denied")
