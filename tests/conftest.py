@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing.resource_tracker
 import os
+import signal
 import uuid
 from collections.abc import Generator, Iterator
 
@@ -21,6 +22,12 @@ pytest_plugins = ["tests.servers.fixtures"]
 
 _failed = pytest.StashKey[bool]()
 _SESSION = "S3DLIO_TEST_SESSION"
+
+
+def pytest_configure() -> None:
+    # A shell starts background jobs with SIGINT ignored, and so would be the processes that tests send a Ctrl-C.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
