@@ -82,7 +82,6 @@ class Pool:
         self.config = config or PoolConfig()
         self.arena = Arena(self.config.memory_bytes(), self.config.slot_size)
         self.workers = self.config.worker_count()
-        self.lanes = self.workers * self.config.lanes
         self.turn = threading.Lock()
         self._numbers = itertools.count(PACE + 1)
         self._limits: dict[Location, Limits] = {}

@@ -98,8 +98,13 @@ def get(uri: str, *, options: Options = None) -> AnyPayload:
         before = control.head(place.key)
         if error.transient or before.size <= SMALL:
             raise
-    found = ShardReader(pool, place.location).stored(place.key, 0, before.size)
-    check_same(control, before)
+    return _unchanged(pool, place, before, 0, before.size)
+
+
+def _unchanged(pool: Pool, place: Place, before: ObjectInfo, offset: int, length: int) -> AnyPayload:
+    """Bytes of an object by several requests, all of the version ``before``."""
+    found = ShardReader(pool, place.location).stored(place.key, offset, length)
+    check_same(pool.control(place.location), before)
     return found
 
 
@@ -134,15 +139,10 @@ def get_range(uri: str, offset: int, length: int | None = None, *, options: Opti
 
 
 def _range(pool: Pool, place: Place, offset: int, length: int) -> AnyPayload:
-    reader = ShardReader(pool, place.location)
     if length > pool.arena.slot_size:  # several requests
-        control = pool.control(place.location)
-        before = control.head(place.key)
-        found = reader.stored(place.key, offset, length)
-        check_same(control, before)
-        return found
+        return _unchanged(pool, place, pool.control(place.location).head(place.key), offset, length)
     if length > SMALL:
-        return reader.stored(place.key, offset, length)
+        return ShardReader(pool, place.location).stored(place.key, offset, length)
     copied: builtins.list[bytes] = []
     task = Fetch(place.location, place.key, offset, length, "none", length, None, None)
     fetch_through_slots(pool, [(task, lambda address: copied.append(ctypes.string_at(address, length)))])
@@ -177,9 +177,9 @@ def stat(uri: str, *, options: Options = None) -> dict[str, Any]:
 def delete(uri: str, recursive: bool = False, *, options: Options = None) -> None:
     """Remove an object, or with ``recursive`` all in a folder too; what is absent is fine."""
     place = split(uri, options)
-    if place.is_folder and not recursive:
-        raise ConfigError(f"{uri!r} is a folder: pass recursive=True to delete all in it")
-    if not recursive and place.location.scheme in ("file", "direct") and os.path.isdir(uri.partition("://")[2]):
+    local = place.location.scheme not in OBJECT_STORES
+    folder = place.is_folder or (local and os.path.isdir(os.path.join(place.location.root, place.key)))
+    if folder and not recursive:
         raise ConfigError(f"{uri!r} is a folder: pass recursive=True to delete all in it")
     control = pools.keep().control(place.location)
     if not recursive:
@@ -189,7 +189,7 @@ def delete(uri: str, recursive: bool = False, *, options: Options = None) -> Non
     if not place.is_folder:
         keys.append(place.key)
     control.each(control.delete, keys)
-    if place.location.scheme not in OBJECT_STORES:
+    if local:
         _remove_empty(os.path.join(place.location.root, place.folder))
 
 
