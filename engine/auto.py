@@ -1,8 +1,8 @@
 """Decides for ``auto`` which chunks are encoded: only while storage is the bottleneck.
 
-Owns the arithmetic; no clock, no I/O, no threads, so the same observations give the same decisions. ``job`` asks it
-once for each chunk and writes the answer into the task, so that encoding itself stays deterministic. Not chosen by
-default for any store; on a fast local disk it settles on "no" after its probes.
+Owns the arithmetic; no clock, no I/O, no threads, so the same observations give the same decisions. The ledger asks
+once for each chunk, just before that goes to a worker, and writes the answer into the task, so that encoding itself
+stays deterministic. Not chosen by default for any store; on a fast local disk it settles on "no" after the first parts.
 
 Storing raw moves S bytes/s. Encoding with ratio r (stored / raw) moves as many raw bytes as the slower of its two
 stages allows, min(workers × E, S / r). It starts where that beats S by a margin, and goes on until it no longer beats
@@ -19,7 +19,7 @@ START = 1.08
 STOP = 1.02
 """... and ends where no more than this is expected."""
 PROBES = 2
-"""Chunks encoded to learn the rate and the ratio, before anything is known."""
+"""Chunks encoded in any case: two say more than one about the rate and the ratio."""
 INTERVAL = 64
 """One chunk in so many goes the other way."""
 WEIGHT = 0.25
@@ -48,7 +48,7 @@ def decide(rates: Rates, workers: int, encoding: bool) -> bool:
 
 
 class Auto:
-    """The decisions of one job, or of one store whose jobs follow each other.
+    """The decisions of one store: what one save has learnt, the next one knows.
 
     ``workers``: processes that encode at once (no more than the cores they may use). Not thread-safe: the thread that
     owns the ledger asks and tells.
@@ -68,6 +68,11 @@ class Auto:
         return f"<Auto {'encoding' if self._encoding else 'raw'}, {known}>"
 
     @property
+    def ahead(self) -> int:
+        """Chunks that are worth encoding at once: two for each worker, so that none waits for its next."""
+        return 2 * self._workers
+
+    @property
     def rates(self) -> Rates | None:
         """What is known so far; None until both a chunk was encoded and a part was stored."""
         if self._encode is None or self._ratio is None or self._store is None:
@@ -75,11 +80,11 @@ class Auto:
         return Rates(self._encode, self._store, self._ratio)
 
     def choose(self) -> bool:
-        """Whether the next chunk is encoded."""
+        """Whether the next chunk is encoded; until a part was stored it is, since the cores have nothing else to do."""
         asked, self._asked = self._asked, self._asked + 1
         rates = self.rates
-        if rates is None:
-            return asked < PROBES
+        if rates is None or asked < PROBES:
+            return True
         self._encoding = decide(rates, self._workers, self._encoding)
         return self._encoding != (asked % INTERVAL == INTERVAL - 1)
 

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 
 from . import checksum
 from . import codec as codecs
-from .auto import Auto
 from .contract import Location
 from .errors import CancelledError, DeadlineError, PoolClosedError, S3dlioError
 from .ledger import Action, Finish, Free, Move, Phase, Run, SaveLedger, SaveSpec, StoredObject
-from .messages import Encoded, Runs, Stored
+from .messages import Runs
 from .plan import MIB, plan_save
 from .pool import Pool
 from .source import Source
@@ -36,13 +35,14 @@ _COPY_THREADS = 4
 class Coding:
     """How a save encodes: a codec of ``engine.codec``, its level, and where elements of which width lie.
 
-    ``runs(start, stop)`` gives the element widths of a chunk. With ``auto`` each chunk is encoded only if it says so.
+    ``runs(start, stop)`` gives the element widths of a chunk. With ``auto`` each chunk is encoded only where that
+    is faster (``engine.auto``).
     """
 
     codec: str = "none"
     level: int = 0
     runs: Callable[[int, int], Runs] = lambda _start, _stop: ()
-    auto: Auto | None = None
+    auto: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class SaveJob:
         self._pool = pool
         self._coding = coding
         encoded = coding.codec != "none"
-        slot_size = pool.arena.slot_size
+        slot_size, width = pool.arena.slot_size, pool.width(location)
         self._plan = plan_save(
             total,
             slot_size=slot_size,
@@ -87,11 +87,11 @@ class SaveJob:
             limits=pool.limits(location),
             encoded=encoded,
             headroom=codecs.headroom(coding.codec, slot_size),
-            lanes=pool.width(location),
+            lanes=width,
             whole_below=whole_below,
             part_size=part_size,
         )
-        self._spec = SaveSpec(location, key, self._plan, slot_size, coding.codec, coding.level)
+        self._spec = SaveSpec(location, key, self._plan, slot_size, coding.codec, coding.level, width)
         self._ledger: SaveLedger | None = None
         self._early: S3dlioError | None = None
         self._held: list[Run] | None = None
@@ -160,7 +160,8 @@ class SaveJob:
                     return False
                 leased.append(slot)
             reserve = tuple(leased[: self._plan.reserve])
-            ledger = SaveLedger(self._spec, reserve)
+            auto = self._pool.auto(self._spec.location, self._spec.level) if self._coding.auto else None
+            ledger = SaveLedger(self._spec, reserve, auto)
 
             def event() -> None:
                 self._ledger = ledger
@@ -246,8 +247,7 @@ class SaveJob:
             runs = self._coding.runs(start, stop) if self._coding.codec != "none" else ()
 
             def ready(ledger: SaveLedger) -> list[Action]:
-                raw = self._coding.auto is not None and not self._coding.auto.choose()
-                return ledger.chunk_ready(index, slot, stop - start, runs, "none" if raw else None)
+                return ledger.chunk_ready(index, slot, stop - start, runs)
 
             self._post(ready)
         except Exception:
@@ -268,8 +268,6 @@ class SaveJob:
     def on_done(self, token: Hashable, value: object) -> None:
         assert self._ledger is not None
         assert isinstance(token, tuple)
-        if self._coding.auto is not None:
-            _observe(self._coding.auto, self._ledger, token, value)
         self._apply(self._ledger.done(token, value))
 
     def on_failed(self, token: Hashable, error: S3dlioError) -> None:
@@ -327,13 +325,3 @@ def _as_cancel(error: BaseException, key: str) -> S3dlioError:
     cancelled = CancelledError(f"the save of {key} was given up: {type(error).__name__}: {error}")
     cancelled.__cause__ = error
     return cancelled
-
-
-def _observe(auto: Auto, ledger: SaveLedger, token: tuple[str, int], value: object) -> None:
-    """Tell ``auto`` what encoding or storing has just cost."""
-    if isinstance(value, Encoded):
-        raw = ledger.encoding(token[1])
-        if raw:
-            auto.encoded(raw, value.length, value.seconds, ledger.active("encode"))
-    elif isinstance(value, Stored):
-        auto.stored(value.receipt.size, value.seconds, ledger.active("store"))

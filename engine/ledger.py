@@ -14,6 +14,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from .auto import Auto
 from .checksum import combine_crc32c
 from .contract import Location, ObjectInfo, PartReceipt
 from .errors import CorruptError, S3dlioError, StorageError
@@ -96,7 +97,7 @@ Action = Run | Free | Move | Finish
 
 @dataclass(frozen=True, slots=True)
 class SaveSpec:
-    """What to save where: one object, its plan, and the codec every chunk passes."""
+    """What to save where: one object, its plan, the codec every chunk passes, and how many parts leave at once."""
 
     location: Location
     key: str
@@ -104,6 +105,7 @@ class SaveSpec:
     slot_size: int
     codec: str = RAW
     level: int = 0
+    width: int = 1
 
 
 @dataclass(slots=True)
@@ -120,10 +122,15 @@ class _Chunk:
 
 
 class SaveLedger:
-    """The table of one save. Every public method is an event and returns the actions it causes."""
+    """The table of one save. Every public method is an event and returns the actions it causes.
 
-    def __init__(self, spec: SaveSpec, reserve: tuple[int, ...] = ()) -> None:
+    With ``auto`` a chunk passes the codec only if that says so. It is asked as late as possible: no more chunks are
+    decided than keep the workers and the ``width`` requests of the save busy.
+    """
+
+    def __init__(self, spec: SaveSpec, reserve: tuple[int, ...] = (), auto: Auto | None = None) -> None:
         self.spec = spec
+        self._auto = auto
         self.phase = Phase.OPEN
         self.bytes_encoded = 0
         self.bytes_stored = 0
@@ -154,15 +161,6 @@ class SaveLedger:
         """Whether chunks are still taken."""
         return self.phase is Phase.OPEN
 
-    def active(self, kind: str) -> int:
-        """Tasks of a kind (``encode``, ``store``) that are outstanding."""
-        return sum(token[0] == kind for token in self._outstanding)
-
-    def encoding(self, index: int) -> int:
-        """Raw bytes of a chunk that is being encoded; 0 if it is only checksummed."""
-        chunk = self._chunks[index]
-        return chunk.length if chunk.target is not None else 0
-
     # events
 
     def begin(self) -> list[Action]:
@@ -172,15 +170,13 @@ class SaveLedger:
         size = None if self._encoded else self.spec.plan.total
         return [self._run(("begin", 0), Begin(self.spec.location, self.spec.key, size))]
 
-    def chunk_ready(
-        self, index: int, slot: int, length: int, runs: Runs = (), codec: str | None = None
-    ) -> list[Action]:
-        """Chunk ``index`` is staged in ``slot``; ``codec`` overrides the save's (``auto`` decides for each chunk)."""
+    def chunk_ready(self, index: int, slot: int, length: int, runs: Runs = ()) -> list[Action]:
+        """Chunk ``index`` is staged in ``slot``."""
         if not self.alive:
             return [Free(slot)]
         if index in self._chunks:
             raise AssertionError(f"chunk {index} was staged twice")
-        self._chunks[index] = _Chunk(slot, length, runs=runs, codec=codec or self.spec.codec)
+        self._chunks[index] = _Chunk(slot, length, runs=runs)
         self._uses[slot] = 1
         if not self._encoded:
             self._chunks[index].stored = length
@@ -237,13 +233,24 @@ class SaveLedger:
         """Send chunks to be encoded, in order, while there is a spare slot for what comes out."""
         actions: list[Action] = []
         while self._encoded and self._error is None and (chunk := self._chunks.get(self._encode_next)) is not None:
-            if chunk.codec != RAW:
-                if not self._spare:
-                    break
-                chunk.target = self._spare.pop()
+            if not self._spare or not self._is_due():
+                break
+            if self._auto is None or self._auto.choose():
+                chunk.codec, chunk.target = self.spec.codec, self._spare.pop()
             index, self._encode_next = self._encode_next, self._encode_next + 1
             actions.append(self._run(("encode", index), self._encode_task(chunk)))
         return actions
+
+    def _is_due(self) -> bool:
+        """Whether the next chunk has to be decided now; without ``auto`` there is nothing to decide."""
+        if self._auto is None:
+            return True
+        unstored = len(self._parts) - len(self._receipts)
+        return self._active("encode") < self._auto.ahead and unstored < self.spec.width + self._auto.ahead
+
+    def _active(self, kind: str) -> int:
+        """Tasks of a kind (``encode``, ``store``) that are outstanding."""
+        return sum(token[0] == kind for token in self._outstanding)
 
     def _encode_task(self, chunk: _Chunk) -> Encode:
         target = None if chunk.target is None else self._span(Piece(chunk.target, 0, self.spec.slot_size))
@@ -252,6 +259,8 @@ class SaveLedger:
 
     def _on_encoded(self, index: int, result: Encoded) -> list[Action]:
         chunk = self._chunks[index]
+        if self._auto is not None and chunk.target is not None:
+            self._auto.encoded(chunk.length, result.length, result.seconds, self._active("encode") + 1)
         chunk.codec, chunk.stored, chunk.crc = result.codec, result.length, result.crc
         self.bytes_encoded += chunk.length
         actions: list[Action] = []
@@ -356,6 +365,9 @@ class SaveLedger:
 
     def _on_stored(self, number: int, result: Stored) -> list[Action]:
         part = self._parts[number]
+        if self._auto is not None:
+            active = min(self._active("store") + 1, self.spec.width)
+            self._auto.stored(result.receipt.size, result.seconds, active)
         self._receipts[number] = result.receipt
         self.bytes_stored += result.receipt.size
         if not self._encoded:

@@ -24,6 +24,7 @@ from functools import partial
 from typing import TypeVar
 
 from .arena import Arena, SharedMemory, forget_memories
+from .auto import Auto
 from .backends import OBJECT_STORES, pace
 from .contract import Limits, Location, ObjectInfo, Segments, UploadInfo
 from .errors import ConfigError, MemoryLimitError, PoolClosedError, S3dlioError
@@ -85,6 +86,7 @@ class Pool:
         self.turn = threading.Lock()
         self._numbers = itertools.count(PACE + 1)
         self._limits: dict[Location, Limits] = {}
+        self._autos: dict[tuple[Location, int], Auto] = {}
         self._jobs: weakref.WeakSet[Future[object]] = weakref.WeakSet()
         self._waited: weakref.WeakSet[Future[object]] = weakref.WeakSet()
         self._closed = False
@@ -161,6 +163,10 @@ class Pool:
             assert isinstance(limits, Limits)
             self._limits[location] = limits
         return self._limits[location]
+
+    def auto(self, location: Location, level: int) -> Auto:
+        """What decides for ``auto`` there, at that level of compression; for the supervisor's thread."""
+        return self._autos.setdefault((location, level), Auto(self.workers))
 
     def attach(self, memory: SharedMemory) -> int:
         """Make a memory known to the workers; its number for ``Span``."""

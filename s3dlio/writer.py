@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .config import CheckpointConfig
-from .engine.auto import Auto
 from .engine.checksum import crc32c_segments, format_crc32c
 from .engine.contract import Location
 from .engine.errors import S3dlioError
@@ -136,8 +135,7 @@ class ShardWriter:
             return Coding("zstd", level)
         if shard.codec == "none":
             return Coding()
-        auto = Auto(self._pool.workers) if shard.codec == "auto" else None
-        return Coding("zstd-grouped", level, runs or (lambda _start, _stop: ()), auto)
+        return Coding("zstd-grouped", level, runs or (lambda _start, _stop: ()), auto=shard.codec == "auto")
 
 
 def _chunk_table(stored: StoredObject) -> ChunkTable:

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from s3dlio.engine.auto import Auto
 from s3dlio.engine.checksum import crc32c
 from s3dlio.engine.contract import Location, ObjectInfo, PartReceipt
 from s3dlio.engine.errors import CancelledError, S3dlioError, StorageError
@@ -56,6 +57,17 @@ class FakeStore:
         return ObjectInfo(KEY, len(data), "etag", 1.0)
 
 
+class Whim(Auto):
+    """Encodes four chunks of five, whatever that brings."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(workers=1)
+        self._random = random.Random(seed)
+
+    def choose(self) -> bool:
+        return self._random.random() < 0.8
+
+
 class SaveWorld:
     """One save of ``raw`` by ``plan``; ``copiers`` slots are filled at once and handed in in any order."""
 
@@ -84,8 +96,9 @@ class SaveWorld:
         self._memory = bytearray([_SCRAP]) * (slots * slot_size)
         self._free = set(range(slots))
         reserve = tuple(self._lease() for _ in range(plan.reserve))
-        self.ledger = SaveLedger(SaveSpec(LOCATION, KEY, plan, slot_size, codec), reserve)
-        self._codec = codec
+        spec = SaveSpec(LOCATION, KEY, plan, slot_size, "zstd-grouped" if codec == "auto" else codec)
+        self.ledger = SaveLedger(spec, reserve, Whim(seed) if codec == "auto" else None)
+        self._codec = spec.codec
         self._outstanding: dict[Token, tuple[Task, list[bytes]]] = {}
         self._staging: dict[int, int] = {}
         self._next = 0
@@ -139,8 +152,7 @@ class SaveWorld:
         index = self.random.choice(list(self._staging))
         slot = self._staging.pop(index)
         length = len(self._raw_chunk(index))
-        codec = "none" if self._codec == "zstd-grouped" and self.random.random() < 0.2 else None
-        self._act(self.ledger.chunk_ready(index, slot, length, (), codec))
+        self._act(self.ledger.chunk_ready(index, slot, length))
 
     def _close(self) -> None:
         self._closed = True

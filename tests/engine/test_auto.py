@@ -12,6 +12,8 @@ CHUNK = 16 * MB
 
 def observed(encode: float, store: float, ratio: float, *, workers: int = 2, active: int = 1) -> Auto:
     auto = Auto(workers)
+    for _ in range(PROBES):
+        auto.choose()
     auto.encoded(CHUNK, int(CHUNK * ratio), CHUNK / encode, active)
     auto.stored(CHUNK, CHUNK / store, 1)
     return auto
@@ -40,13 +42,22 @@ def test_chunks_that_share_cores_count_together() -> None:
     assert alone == shared
 
 
-def test_unknown_rates_are_probed_by_a_few_chunks() -> None:
+def test_encodes_until_a_part_was_stored() -> None:
     auto = Auto(2)
-    assert [auto.choose() for _ in range(PROBES + 3)] == [True] * PROBES + [False] * 3
+    assert [auto.choose() for _ in range(5)] == [True] * 5
+    auto.encoded(CHUNK, CHUNK // 2, 1.0, 1)
     assert auto.rates is None
-    auto.stored(CHUNK, 1.0, 1)
-    assert not auto.choose()
+    assert auto.choose()
     assert repr(auto) == "<Auto raw, learning>"
+    auto.stored(CHUNK, 0.1, 1)
+    assert not auto.choose()
+
+
+def test_the_first_chunks_are_encoded_however_fast_the_storage_is() -> None:
+    auto = Auto(2)
+    auto.encoded(CHUNK, CHUNK // 2, 1.0, 1)
+    auto.stored(CHUNK, 0.001, 1)
+    assert [auto.choose() for _ in range(PROBES + 2)] == [True] * PROBES + [False] * 2
 
 
 def test_one_chunk_in_an_interval_goes_the_other_way() -> None:

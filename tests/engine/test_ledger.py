@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from s3dlio.engine.auto import Auto
 from s3dlio.engine.contract import Limits, ObjectInfo, PartReceipt
 from s3dlio.engine.errors import CancelledError, CorruptError, MemoryLimitError, StorageError
 from s3dlio.engine.ledger import Action, Finish, Free, Phase, Run, SaveLedger, SaveSpec
@@ -33,7 +34,7 @@ class Case:
 def cases(draw: st.DrawFn, *, spare: bool = True) -> Case:
     """A save of a few hundred bytes through slots of a few dozen; as few slots as the plan allows, or some more."""
     slot_size = draw(st.sampled_from([16, 32, 64]))
-    codec = draw(st.sampled_from(["none", "zstd", "zstd-grouped"]))
+    codec = draw(st.sampled_from(["none", "zstd", "zstd-grouped", "auto"]))
     headroom = ALIGNMENT if codec == "zstd" else 0
     alignment = draw(st.sampled_from([1, ALIGNMENT]))
     limits = Limits(
@@ -161,6 +162,12 @@ def answer(task: StorePart) -> Stored:
     return Stored(receipt, tuple(0 for _ in task.spans), 0.0)
 
 
+def lasting(task: object, seconds: float) -> Stored:
+    """A part that took so long."""
+    assert isinstance(task, StorePart)
+    return replace(answer(task), seconds=seconds)
+
+
 def runs(actions: object) -> list[Run]:
     assert isinstance(actions, list)
     return [action for action in actions if isinstance(action, Run)]
@@ -230,6 +237,29 @@ def test_what_does_not_shrink_is_stored_from_the_raw_slot() -> None:
     (store,) = runs(table.done(encode.token, Encoded("none", 16, 7, 0.0)))
     assert isinstance(store.task, StorePart)
     assert [span.offset for span in store.task.spans] == [0]
+
+
+def test_auto_decides_no_more_chunks_than_are_needed_now() -> None:
+    """What it has learnt meanwhile counts for the rest: nothing is decided while enough is on its way."""
+    plan = plan_save(
+        160, slot_size=16, slots=64, limits=Limits(1, 16, 1000, 0), encoded=True, headroom=0, lanes=8, whole_below=0
+    )
+    auto = Auto(1)
+    spec = SaveSpec(LOCATION, KEY, plan, 16, "zstd-grouped", width=2)
+    table = SaveLedger(spec, tuple(range(100, 100 + plan.reserve)), auto)
+    (begin,) = runs(table.begin())
+    table.done(begin.token, "u")
+    encodes = [run for index in range(10) for run in runs(table.chunk_ready(index, index, 16))]
+    assert len(encodes) == auto.ahead
+    stores: list[Run] = []
+    while encodes:
+        for run in runs(table.done(encodes.pop(0).token, Encoded("zstd-grouped", 15, 7, 1.0))):
+            (encodes if isinstance(run.task, Encode) else stores).append(run)
+    assert len(stores) == spec.width + auto.ahead + auto.ahead - 1
+    fast = [run for store in stores for run in runs(table.done(store.token, lasting(store.task, 1e-9)))]
+    decided = [run.task for run in fast if isinstance(run.task, Encode)]
+    assert decided
+    assert all(task.target is None for task in decided), "the storage proved fast: what was left is stored raw"
 
 
 def test_the_first_error_is_the_saves_and_comes_after_the_last_task() -> None:
