@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 SERVERS := .cache/servers
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-rgw lint stress servers clean
+.PHONY: demo test test-gpu test-rgw lint stress servers clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -15,6 +15,9 @@ demo: $(READY)
 
 test: $(READY) servers
 	$(BIN)/python -m pytest
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
 
 test-rgw: $(READY)
 	$(BIN)/python -m pytest -m rgw

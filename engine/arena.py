@@ -21,11 +21,13 @@ from collections.abc import Callable, Sequence
 
 from .errors import DeadlineError, MemoryLimitError
 from .memory import headroom
+from .pins import Pins, Registrar
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; older kernels answer EINVAL and the first copy faults the pages in
 # Kept free beyond what a slot takes, so that the process itself can go on living when a group is almost full.
 _MARGIN = 64 << 20
 
+_MADV_REMOVE = 9
 _MADV_DONTFORK = 10
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
@@ -84,6 +86,7 @@ class Arena:
         self._room = room
         self._memory = SharedMemory("s3dlio-arena", self.slots * slot_size)
         self._address = self._map()
+        self._pins = Pins(self._address, slot_size)
         self._free = list(range(self.slots))
         self._grown = [False] * self.slots
         self._lent: set[int] = set()
@@ -219,6 +222,30 @@ class Arena:
             self.release(cold)
         return sum(self._grown[:wanted]) * self.slot_size
 
+    def pin(self, registrar: Registrar) -> int:
+        """Have ``registrar`` page-lock the slots that are warm and are not yet; the bytes of those that it did.
+
+        Never memory that is not there yet: page-locking would make it, without asking what the machine has left.
+        """
+        with self._lock:
+            claimed = self._pins.claim([slot for slot in range(self.slots) if self._grown[slot]])
+        return self._pins.register(claimed, registrar)
+
+    def shrink(self, nbytes: int) -> int:
+        """Give the memory of free slots back to the machine, highest first, until it has ``nbytes`` more of it.
+
+        Not of those that are page-locked. Returns the bytes given back. Whoever leases such a slot makes its pages anew.
+        """
+        given = 0
+        while given < nbytes:
+            with self._lock:  # for each anew: 16 MiB take a millisecond, for which others may be waiting
+                warm = [slot for slot in self._free if self._grown[slot] and slot not in self._pins]
+                if not warm or _libc.madvise(self.address(max(warm)), self.slot_size, _MADV_REMOVE) != 0:
+                    return given
+                self._grown[max(warm)] = False
+            given += self.slot_size
+        return given
+
     def release(self, slots: Sequence[int]) -> None:
         """Give slots back; nobody may touch them afterwards."""
         with self._lock:
@@ -242,7 +269,8 @@ class Arena:
 
     def close(self) -> None:
         """Unmap and free; the caller has made sure that nobody holds a lease. Once more is harmless."""
-        if self._memory.fd >= 0:
+        # What may be page-locked stays mapped: whatever lay at these addresses next would be taken for it.
+        if self._memory.fd >= 0 and self._pins.release():
             _libc.munmap(self._address, self._memory.size)
         self._memory.close()
 
@@ -250,6 +278,7 @@ class Arena:
         """In a forked child, where the mapping is a hole: a thread that does not exist here may hold the lock."""
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
+        self._pins = Pins(self._address, self.slot_size)  # what is page-locked is the parent's to let go
 
 
 def forget_memories() -> None:

@@ -32,7 +32,8 @@ class Owner(Protocol):
 class Sent:
     """A task on its way: whose it is, how often it was sent, and until when it may stay silent.
 
-    ``remote``: it waits for a network rather than for a core or a disk.
+    ``remote``: it waits for a network rather than for a core or a disk. ``limit``: the seconds it may take, of which
+    ``deadline`` is the end; ``stuck`` counts how often that came.
     """
 
     rank: tuple[int, int]
@@ -41,8 +42,9 @@ class Sent:
     task: Task
     remote: bool
     sends: int = 0
+    limit: float = 0.0
     deadline: float = 0.0
-    stuck: bool = False
+    stuck: int = 0
 
 
 def priority(task: Task) -> int:

@@ -7,7 +7,8 @@ The contract, in prose:
 
 * Synchronous and thread-safe: several lanes of one process share an instance. Concurrency is processes and lanes.
 * Opened in each process from a picklable ``Location``; nothing is contacted before the first call.
-* A key is relative, ``/``-separated, without empty, ``.`` or ``..`` components (``check_key``).
+* A key is relative, ``/``-separated, without empty, ``.`` or ``..`` components (``check_key``). What somebody else
+  stored under another name is listed and can be deleted, no more.
 * No reference to a buffer is kept after a method returns.
 * Only errors of ``engine.errors`` leave a method; ``StorageError.transient`` says truthfully whether a retry may help.
 * A key is whole or absent: listings and reads never show an object before its ``put`` or ``complete`` returned, and a
@@ -19,8 +20,9 @@ The contract, in prose:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 from .errors import ConfigError
@@ -39,6 +41,8 @@ class Secret:
 Option = str | int | float | bool | None | Secret
 Segments = Sequence[memoryview]
 """Bytes of one part in order: contiguous ``B`` views, which together are the part."""
+PROBE = ".s3dlio-probe-"
+"""How the last component of keys begins under which a store is asked what it can do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,28 @@ class ObjectInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Page:
+    """A piece of a listing: ``folders`` end with a slash; ``next`` is what the page after it is asked by, "" if none.
+
+    A page may be empty though others follow.
+    """
+
+    objects: tuple[ObjectInfo, ...] = ()
+    folders: tuple[str, ...] = ()
+    next: str = ""
+
+    @classmethod
+    def of(cls, entries: Iterable[tuple[str, ObjectInfo | None]], limit: int) -> Page:
+        """The first ``limit`` of names in order, each with its object or, for a folder, ``None``."""
+        taken = [*islice(entries, limit)]
+        return cls(
+            tuple(info for _, info in taken if info is not None),
+            tuple(name for name, info in taken if info is None),
+            taken[-1][0] if len(taken) == limit else "",
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class UploadInfo:
     """An upload that was begun and neither completed nor aborted; ``started`` in seconds since the epoch."""
 
@@ -128,14 +154,39 @@ class Control(Protocol):
     def head(self, key: str) -> ObjectInfo:
         """Size and etag; ``NotFoundError`` if absent."""
 
+    def list_page(self, prefix: str = "", *, shallow: bool = False, after: str = "", limit: int | None = None) -> Page:
+        """Some objects whose name begins with ``prefix``: the first, or those ``after`` the page with this ``next``.
+
+        ``shallow``: what has a further slash is not listed, but once the folder it lies in; a file system tells empty
+        folders too. ``limit``: entries at most; by default as many as the store gives at once. An absent prefix is
+        empty, and nothing half-written is listed, nor what a store was asked with (``PROBE``) unless ``prefix`` names
+        it. Names are in order, but for accounts of Azure with folders.
+        """
+
+    def pages(self, prefix: str = "", *, shallow: bool = False, limit: int | None = None) -> Iterator[Page]:
+        """Every page of a listing, each asked for when its turn comes."""
+        after = ""
+        while True:
+            page = self.list_page(prefix, shallow=shallow, after=after, limit=limit)
+            yield page
+            after = page.next
+            if not after:
+                return
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Objects whose key begins with ``prefix``, in key order; nothing half-written. An absent prefix is empty."""
+        """Every object of a listing."""
+        for page in self.pages(prefix):
+            yield from page.objects
 
     def delete(self, key: str) -> None:
-        """Remove an object; absent is fine."""
+        """Remove an object, by whatever name it was listed; absent is fine."""
 
     def uploads(self, prefix: str = "") -> Iterator[UploadInfo]:
         """Open uploads below ``prefix``, so that orphans of a killed process can be found."""
+
+    def written(self, key: str, upload: str) -> float:
+        """When an open upload last received bytes, in seconds since the epoch; 0.0 if it has not, or nobody tells."""
+        return 0.0
 
     def abort(self, key: str, upload: str) -> None:
         """Drop an open upload and its parts; unknown or finished is fine."""
@@ -156,10 +207,11 @@ class Backend(Control, Protocol):
     def complete(self, key: str, upload: str, parts: Sequence[PartReceipt]) -> ObjectInfo:
         """Publish the object made of ``parts`` (by number, gapless); ``CorruptError`` if sizes disagree."""
 
-    def get_range(self, key: str, offset: int, into: memoryview) -> None:
+    def get_range(self, key: str, offset: int, into: memoryview, *, if_match: str | None = None) -> None:
         """Fill ``into`` with the object's bytes from ``offset``; ``CorruptError`` if the object ends before.
 
-        ``BrokenReadError`` if the connection ended first, with the bytes that have arrived.
+        ``BrokenReadError`` if the connection ended first: the bytes that have arrived, and of which version they are.
+        ``if_match``: ``PreconditionError`` unless the object's etag is this one.
         """
 
     def close(self) -> None:
@@ -173,3 +225,12 @@ def check_key(key: str) -> str:
     if any(part in ("", ".", "..") for part in key.split("/")):
         raise ConfigError(f"{key!r} is not a key: it has an empty, '.' or '..' component")
     return key
+
+
+def is_key(name: str) -> bool:
+    """Whether ``check_key`` takes a name that was listed."""
+    try:
+        check_key(name)
+    except ConfigError:
+        return False
+    return True

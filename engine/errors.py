@@ -65,11 +65,12 @@ class ThrottledError(StorageError):
 
 
 class BrokenReadError(StorageError):
-    """A download ended early; the first ``reached`` bytes of what was asked for are there."""
+    """A download ended early; the first ``reached`` bytes of what was asked for are there, of the version ``etag``."""
 
-    def __init__(self, message: str, *, transient: bool = True, reached: int = 0) -> None:
+    def __init__(self, message: str, *, transient: bool = True, reached: int = 0, etag: str = "") -> None:
         super().__init__(message, transient=transient)
         self.reached = reached
+        self.etag = etag
 
 
 class NotFoundError(StorageError, FileNotFoundError):
@@ -86,6 +87,10 @@ class AccessDeniedError(StorageError, PermissionError):
 
 class PreconditionError(StorageError):
     """``if_absent`` or ``if_match`` did not hold: somebody else wrote the key."""
+
+
+class ExistsError(PreconditionError, FileExistsError):
+    """What is stored in a place stays: remove it before something else may have its name."""
 
 
 class StorageFullError(StorageError):

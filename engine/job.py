@@ -15,11 +15,12 @@ from dataclasses import dataclass
 
 from . import checksum
 from . import codec as codecs
+from .backends import OBJECT_STORES
 from .contract import Location
 from .errors import CancelledError, DeadlineError, PoolClosedError, S3dlioError
 from .ledger import Action, Finish, Free, Move, Phase, Run, SaveLedger, SaveSpec, StoredObject
 from .messages import Runs
-from .plan import MIB, plan_save
+from .plan import MIB, SavePlan, plan_save
 from .pool import Pool
 from .source import Source
 from .threads import run_together, run_uninterrupted
@@ -29,6 +30,11 @@ _PARALLEL_FROM = 32 * MIB
 # memmove reaches 12.6 GB/s in one thread and 20 GB/s in two on the 2-core machine this was measured on; more than a few
 # only take cores from the training process.
 _COPY_THREADS = 4
+
+
+def copy_threads(nbytes: int) -> int:
+    """How many threads copy so many bytes."""
+    return min(_COPY_THREADS, len(os.sched_getaffinity(0))) if nbytes >= _PARALLEL_FROM else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,25 @@ class Coding:
     level: int = 0
     runs: Callable[[int, int], Runs] = lambda _start, _stop: ()
     auto: bool = False
+
+
+def plan_for(
+    pool: Pool, location: Location, total: int | None, codec: str, whole_below: int, part_size: int | None = None
+) -> SavePlan:
+    """How ``pool`` saves an object of ``total`` raw bytes there; arguments and errors as in ``plan_save``."""
+    slot_size = pool.arena.slot_size
+    return plan_save(
+        total,
+        slot_size=slot_size,
+        slots=pool.arena.slots,
+        limits=pool.limits(location),
+        encoded=codec != "none",
+        headroom=codecs.headroom(codec, slot_size),
+        lanes=pool.width(location),
+        whole_below=whole_below,
+        part_size=part_size,
+        far=location.scheme in OBJECT_STORES,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +103,8 @@ class SaveJob:
         checksum.preload()
         self._pool = pool
         self._coding = coding
-        encoded = coding.codec != "none"
+        self._plan = plan_for(pool, location, total, coding.codec, whole_below, part_size)
         slot_size, width = pool.arena.slot_size, pool.width(location)
-        self._plan = plan_save(
-            total,
-            slot_size=slot_size,
-            slots=pool.arena.slots,
-            limits=pool.limits(location),
-            encoded=encoded,
-            headroom=codecs.headroom(coding.codec, slot_size),
-            lanes=width,
-            whole_below=whole_below,
-            part_size=part_size,
-        )
         self._spec = SaveSpec(location, key, self._plan, slot_size, coding.codec, coding.level, width)
         self._ledger: SaveLedger | None = None
         self._early: S3dlioError | None = None
@@ -159,22 +173,25 @@ class SaveJob:
                 if slot is None:
                     return False
                 leased.append(slot)
-            reserve = tuple(leased[: self._plan.reserve])
-            auto = self._pool.auto(self._spec.location, self._spec.level) if self._coding.auto else None
-            ledger = SaveLedger(self._spec, reserve, auto)
-
-            def event() -> None:
-                self._ledger = ledger
-                self._held = [] if quiet else None
-                self._apply(ledger.begin())
-                if self._early is not None:
-                    self._give_up(self._early)
-
-            self._pool.supervisor.post(event)
+            self._open_ledger(tuple(leased[: self._plan.reserve]), quiet)
             del leased[: self._plan.reserve]
         finally:
             self._pool.arena.release(leased)
         return True
+
+    def _open_ledger(self, reserve: tuple[int, ...], quiet: bool = False) -> None:
+        """Begin, with the slots set aside for encoded bytes."""
+        auto = self._pool.auto(self._spec.location, self._spec.level) if self._coding.auto else None
+        ledger = SaveLedger(self._spec, reserve, auto)
+
+        def event() -> None:
+            self._ledger = ledger
+            self._held = [] if quiet else None
+            self._apply(ledger.begin())
+            if self._early is not None:
+                self._give_up(self._early)
+
+        self._pool.supervisor.post(event)
 
     def _close(self, ledger: SaveLedger) -> list[Action]:
         self._let_go()
@@ -211,11 +228,8 @@ class SaveJob:
             except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
                 errors.append(error)
 
-        width = 1
-        if source.total >= _PARALLEL_FROM:
-            width = min(_COPY_THREADS, len(os.sched_getaffinity(0)))
         # A source that waits for a store takes as many threads as it has requests in flight, of any size.
-        run_together(work, max(width, min(source.threads, self._plan.chunks)))
+        run_together(work, max(copy_threads(source.total), min(source.threads, self._plan.chunks)))
         if errors:
             raise errors[0]
         return not left_out

@@ -15,7 +15,10 @@ from .contract import Location, PartReceipt
 ARENA = 0
 """Number under which every worker knows the arena."""
 PACE = 1
-"""Number of the memory in which the workers keep the pace of their requests (``backends.pace``)."""
+"""Number of the memory in which workers keep the pace of their requests, and then what stores answered.
+
+``backends.pace`` and ``backends.answers`` know what is in it.
+"""
 
 Runs = tuple[tuple[int, int, int], ...]
 """Element widths of raw bytes: (start, stop, width) in bytes, in order; what no run covers has width 1."""

@@ -25,11 +25,12 @@ from typing import TypeVar
 
 from .arena import Arena, SharedMemory, forget_memories
 from .auto import Auto
-from .backends import OBJECT_STORES, pace
-from .contract import Limits, Location, ObjectInfo, Segments, UploadInfo
+from .backends import OBJECT_STORES, answers, pace
+from .contract import Control, Limits, Location, ObjectInfo, Page, Segments, UploadInfo
 from .errors import ConfigError, MemoryLimitError, PoolClosedError, S3dlioError
 from .memory import headroom
 from .messages import ARENA, PACE, Call, Populate, Span, Task
+from .pins import Registrar
 from .supervisor import Supervisor
 from .threads import each
 
@@ -96,7 +97,7 @@ class Pool:
         self._lock = threading.RLock()  # taken itself, for the reason told in `Arena`
         self._idle = threading.Condition(self._lock)
         try:
-            self._pace = SharedMemory("s3dlio-pace", pace.SIZE)
+            self._pace = SharedMemory("s3dlio-pace", pace.SIZE + answers.SIZE)
         except BaseException:
             self.arena.close()
             raise
@@ -132,19 +133,31 @@ class Pool:
     def closed(self) -> bool:
         return self._closed
 
-    def warmup(self, nbytes: int | None = None) -> int:
+    def warmup(self, nbytes: int | None = None, registrar: Registrar | None = None) -> int:
         """Make ``nbytes`` of the arena warm (all of it by default); the bytes that are warm now.
 
         The workers allocate the pages in parallel, then they are mapped here. Stops, without an error, where the
-        machine or its control group has no memory left.
+        machine or its control group has no memory left. ``registrar`` page-locks what is warm.
         """
         with self.in_use():
-            return self.arena.grow(self.arena.size if nbytes is None else nbytes, self._populate)
+            warm = self.arena.grow(self.arena.size if nbytes is None else nbytes, self._populate)
+            if registrar is not None:
+                self.arena.pin(registrar)
+            return warm
 
     def _populate(self, slots: Sequence[int]) -> None:
         tasks = [Populate(Span(ARENA, self.arena.offset(slot), self.arena.slot_size)) for slot in slots]
         for future in [self.run(task) for task in tasks]:
             future.result()
+
+    def make_room(self, nbytes: int) -> int:
+        """Bytes that the machine has left; where they are fewer than ``nbytes``, after free slots were given back."""
+        room = headroom()
+        if room < nbytes:
+            with self.in_use():
+                given = self.arena.shrink(nbytes - room)
+            room = headroom() if given else room
+        return room
 
     def run(self, task: Task) -> Future[object]:
         """Have a worker do one task."""
@@ -295,7 +308,7 @@ class _Single:
         self.future.set_exception(error)
 
 
-class PoolControl:
+class PoolControl(Control):
     """The contract's ``Control`` for one location, each call a task of the pool."""
 
     def __init__(self, pool: Pool, location: Location) -> None:
@@ -326,10 +339,10 @@ class PoolControl:
         assert isinstance(info, ObjectInfo)
         return info
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        found = self._call("list", prefix)
-        assert isinstance(found, list)
-        return iter(found)
+    def list_page(self, prefix: str = "", *, shallow: bool = False, after: str = "", limit: int | None = None) -> Page:
+        found = self._call("list_page", prefix, shallow=shallow, after=after, limit=limit)
+        assert isinstance(found, Page)
+        return found
 
     def delete(self, key: str) -> None:
         self._call("delete", key)
@@ -338,6 +351,11 @@ class PoolControl:
         found = self._call("uploads", prefix)
         assert isinstance(found, list)
         return iter(found)
+
+    def written(self, key: str, upload: str) -> float:
+        found = self._call("written", key, upload)
+        assert isinstance(found, float)
+        return found
 
     def abort(self, key: str, upload: str) -> None:
         self._call("abort", key, upload)

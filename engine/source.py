@@ -31,6 +31,18 @@ def move(target: int, source: int, size: int) -> None:
         _move_free(target, source, size)
 
 
+_view = ctypes.pythonapi.PyMemoryView_FromMemory
+_view.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
+_view.restype = ctypes.py_object
+_PYBUF_WRITE = 0x200
+
+
+def view(address: int, size: int) -> memoryview:
+    """Writable view of memory, which the caller keeps alive for as long as the view is used."""
+    made: memoryview = _view(address, size, _PYBUF_WRITE)
+    return made
+
+
 class Source(Protocol):
     """Raw bytes of an object, to be copied into slots.
 

@@ -1,14 +1,15 @@
-"""The supervisor: one thread that starts workers, hands them tasks, hears results, and replaces the dead.
+"""The supervisor: one thread that hands tasks to workers, hears their results, and sends again what a dead one held.
 
-Owns the workers, the table of tasks in flight and the queue of those waiting; never touches tensor bytes and never
-blocks on anything but its one wait. Jobs (``Owner``) live in this thread: other threads reach them by ``post``.
+Owns the queue of what waits and the table of who asked for it; never touches tensor bytes and never blocks on anything
+but its one wait. ``crew`` has the processes, ``deadlines`` the rules by which work is given up. Jobs (``Owner``) live
+in this thread: other threads reach them by ``post``.
 
     post(fn) ─▶ inbox ─┐
     workers' results ──┼─▶ one wait ─▶ owner.on_done / on_failed ─▶ submit(...) ─▶ queue ─▶ the least busy worker
     deadlines ─────────┘
 
-A worker's end of file is its death: its tasks are sent again to others, a replacement starts. A task that makes no
-progress for ``task_timeout`` seconds costs its worker its life, and only then is it sent again.
+A worker's end of file is its death: its tasks are sent again to others, a replacement starts. A task that outlasts its
+time limit costs its worker its life, and only then is it sent again.
 """
 
 from __future__ import annotations
@@ -19,62 +20,27 @@ import logging
 import os
 import selectors
 import signal
-import subprocess
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
 from functools import partial
 
 from .backlog import Backlog, Owner, Sent
-from .channel import Channel, ChannelClosed
-from .errors import DeadlineError, PoolClosedError, S3dlioError, WorkerDiedError
-from .messages import (
-    Attach,
-    Configure,
-    Detach,
-    Failure,
-    Forget,
-    Hello,
-    LogMessage,
-    ResultMessage,
-    Task,
-    TaskMessage,
-    error_of,
-)
-from .spawn import start_worker
+from .channel import ChannelClosed
+from .crew import Crew, Worker
+from .deadlines import time_limit, verdict
+from .errors import PoolClosedError, S3dlioError
+from .messages import Configure, Failure, Forget, ResultMessage, Task, TaskMessage, error_of
 
 _log = logging.getLogger("s3dlio.engine")
 
-MAX_SENDS = 5
-"""How often one task is sent before its job fails: a task that kills four workers will kill the fifth."""
-MAX_STILLBORN = 3
-"""How many workers in a row may die before their first word."""
-_SEND_TIMEOUT = 30.0
-_START_TIMEOUT = 60.0  # 0.1 s where the interpreter's files are warm; more from a busy network file system
-_EXIT_TIMEOUT = 5.0
-_NEVER = float("inf")
-_told: set[str] = set()  # what was to be logged once, whichever worker of whichever pool says it
-
-
-@dataclass(slots=True)
-class _Worker:
-    process: subprocess.Popen[bytes]
-    channel: Channel
-    tasks: dict[int, Sent] = field(default_factory=dict)
-    ready: bool = False
-
-    def load(self, remote: bool) -> int:
-        """How many tasks of a kind it has."""
-        return sum(sent.remote is remote for sent in self.tasks.values())
-
 
 class Supervisor:
-    """Starts ``workers`` processes and keeps them at work until ``close``.
+    """Has ``workers`` processes at work until ``close``.
 
     Each runs up to ``lanes`` tasks at once that want a core or a disk, and ``connections`` that wait for a network.
-    ``on_end`` is the last thing called in its thread, when no worker is left, with the reason of the end.
+    ``task_timeout``: seconds that a task may stay silent at least (``deadlines.time_limit``). ``on_end`` is the last
+    thing called in its thread, when no worker is left, with the reason of the end.
     """
 
     def __init__(
@@ -86,7 +52,6 @@ class Supervisor:
         task_timeout: float,
         on_end: Callable[[S3dlioError], None] | None = None,
     ) -> None:
-        self._wanted = workers
         self._room = {False: lanes, True: connections}
         self._task_timeout = task_timeout
         self._inbox: deque[Callable[[], None]] = deque()
@@ -98,13 +63,10 @@ class Supervisor:
             raise S3dlioError(f"cannot start a pool: {error}; raise the limit of open files (ulimit -n)") from error
         self._selector = selectors.PollSelector()
         self._selector.register(self._wake_fd, selectors.EVENT_READ)
-        self._workers: dict[int, _Worker] = {}
-        self._memories: dict[int, tuple[int, int]] = {}
+        self._crew = Crew(workers, lanes + connections, self._selector)
         self._backlog = Backlog()
         self._sequence = itertools.count()
-        self._stillborn = 0
         self._level = -1
-        self._broken: S3dlioError | None = None
         self._closing = False
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="s3dlio-supervisor", daemon=True)
@@ -119,7 +81,7 @@ class Supervisor:
         """Have ``event`` run in the supervisor thread; ``PoolClosedError`` once it is closing."""
         with self._gate:  # an event that passes is run, by the shutdown at the latest
             if self._ended:
-                raise PoolClosedError(str(self._broken))
+                raise PoolClosedError(str(self._crew.broken))
             self._inbox.append(event)
             self._wake()
 
@@ -132,16 +94,13 @@ class Supervisor:
 
     def pids(self) -> list[int]:
         """Process ids of the workers that live now."""
-        return [worker.process.pid for worker in list(self._workers.values())]
+        return [worker.process.pid for worker in list(self._crew.workers.values())]
 
     def forget(self) -> None:
         """In a forked child: close what was inherited, so that the parent's death is still seen by its workers."""
         self._gate = threading.RLock()  # a thread that does not exist here may hold the old one
-        self._broken = PoolClosedError("the worker pool belongs to the process that this one was forked from")
+        self._crew.forget()
         self._ended = True
-        for worker in self._workers.values():
-            worker.channel.close()
-            worker.process.returncode = 0  # not this process's child: nothing to wait for, no warning at collection
         self._close_wake_fd()
 
     def _wake(self) -> None:
@@ -166,22 +125,15 @@ class Supervisor:
 
     def attach(self, memory: int, fd: int, size: int) -> None:
         """Make a memory known to all workers, those to come included; ``fd`` stays open until ``detach``."""
-        self._memories[memory] = (fd, size)
-        for worker in list(self._workers.values()):
-            self._send(worker, Attach(memory, size), (fd,))
+        self._crew.attach(memory, fd, size)
 
     def detach(self, memory: int) -> None:
         """Have all workers unmap a memory; none of their tasks may name it."""
-        self._memories.pop(memory, None)
-        self._broadcast(Detach(memory))
+        self._crew.detach(memory)
 
     def forget_upload(self, key: str, upload: str) -> None:
         """The upload is finished: its worker need not abort it at the end."""
-        self._broadcast(Forget(key, upload))
-
-    def _broadcast(self, message: object) -> None:
-        for worker in list(self._workers.values()):
-            self._send(worker, message)
+        self._crew.tell_all(Forget(key, upload))
 
     def _run(self) -> None:
         # Workers inherit this thread's mask. Until they ignore these signals themselves, 0.1 s after their start, a
@@ -190,26 +142,19 @@ class Supervisor:
         try:
             self._drain_inbox()
             while not self._closing:
-                self._hire()
+                self._crew.hire()
                 self._dispatch()
-                for key, _ in self._selector.select(self._patience()):
+                for key, _ in self._selector.select(self._crew.patience()):
                     if key.data is None:
                         self._drain_inbox()
                     else:
                         self._hear(key.data)
-                self._kill_stuck()
+                self._crew.kill_stuck()
         except Exception as error:  # noqa: BLE001 - a bug of ours must not leave waiters hanging
             _log.exception("the supervisor failed")
-            self._broken = S3dlioError(f"internal error in the supervisor: {type(error).__name__}: {error}")
+            self._crew.broken = S3dlioError(f"internal error in the supervisor: {type(error).__name__}: {error}")
         finally:
             self._shut_down()
-
-    def _patience(self) -> float | None:
-        """Seconds until the first deadline."""
-        first = min(
-            (sent.deadline for worker in self._workers.values() for sent in worker.tasks.values()), default=_NEVER
-        )
-        return None if first == _NEVER else max(0.0, first - time.monotonic())
 
     def _drain_inbox(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -217,108 +162,35 @@ class Supervisor:
         while self._inbox:
             self._inbox.popleft()()
 
-    # workers
+    # what workers say
 
-    def _hire(self) -> None:
-        """Start what is missing, unless workers die at birth."""
-        while len(self._workers) < self._wanted and self._broken is None:
-            try:
-                started = start_worker(sum(self._room.values()))
-            except S3dlioError as error:
-                self._on_stillborn(str(error))
-                continue
-            worker = _Worker(started.process, Channel(started.sock, send_timeout=_SEND_TIMEOUT))
-            self._workers[worker.process.pid] = worker
-            self._selector.register(worker.channel, selectors.EVENT_READ, worker)
-            for memory, (fd, size) in self._memories.items():
-                self._send(worker, Attach(memory, size), (fd,))
-            self._send(worker, Configure(logging.getLogger("s3dlio").getEffectiveLevel()))
-
-    def _on_stillborn(self, reason: str) -> None:
-        """A worker could not be started, or died before its first word: make do with those that live, if any."""
-        self._stillborn += 1
-        if self._stillborn < MAX_STILLBORN:
-            return
-        self._stillborn = 0
-        if self._workers:
-            self._wanted = len(self._workers)
-            _log.warning("going on with %d workers: no more can be started: %s", self._wanted, reason)
-            return
-        self._broken = WorkerDiedError(f"no worker could be started, {MAX_STILLBORN} tries failed: {reason}")
-        self._fail_queue(self._broken)
-
-    def _send(self, worker: _Worker, message: object, fds: tuple[int, ...] = ()) -> bool:
+    def _hear(self, worker: Worker) -> None:
         try:
-            worker.channel.send(message, fds)
+            results = self._crew.hear(worker)
         except ChannelClosed:
-            worker.process.kill()  # it is dead or wedged; its end of file follows
-            return False
-        return True
-
-    def _hear(self, worker: _Worker) -> None:
-        try:
-            messages = worker.channel.receive()
-        except ChannelClosed:
-            self._bury(worker)
+            self._send_again(worker, self._crew.bury(worker))
             return
-        for message, _ in messages:
-            match message:
-                case ResultMessage():
-                    self._on_result(worker, message)
-                case LogMessage():
-                    _relog(message)
-                case Hello():
-                    worker.ready = True
-                    self._stillborn = 0
-                    for sent in worker.tasks.values():
-                        sent.deadline = time.monotonic() + self._task_timeout
+        for message in results:
+            self._on_result(worker, message)
 
-    def _on_result(self, worker: _Worker, message: ResultMessage) -> None:
+    def _on_result(self, worker: Worker, message: ResultMessage) -> None:
         sent = worker.tasks.pop(message.id)
         if isinstance(message.value, Failure):
             sent.owner.on_failed(sent.token, error_of(message.value))
         else:
             sent.owner.on_done(sent.token, message.value)
 
-    def _bury(self, worker: _Worker) -> None:
-        """A worker is gone: reap it, then send its tasks again."""
-        self._selector.unregister(worker.channel)
-        worker.channel.close()
-        worker.process.kill()
-        status = worker.process.wait()
-        del self._workers[worker.process.pid]
-        _log.warning(
-            "worker %d died (status %d) with %d tasks in flight; its work is done again",
-            worker.process.pid, status, len(worker.tasks),
-        )  # fmt: skip
-        if not worker.ready:
-            self._on_stillborn(f"the last one ended with status {status}")
+    def _send_again(self, worker: Worker, status: int) -> None:
+        """The tasks of a dead worker: first those that wait again, so that an owner whose other task fails has them."""
+        failed: list[tuple[Sent, S3dlioError]] = []
         for sent in worker.tasks.values():
-            sent.sends -= not worker.ready  # it never saw its tasks
-            if sent.sends >= MAX_SENDS or self._broken is not None:
-                sent.owner.on_failed(sent.token, self._verdict(sent, status))
-            else:
+            error = verdict(sent, status) or self._crew.broken
+            if error is None:
                 self._backlog.put_back(sent)
-
-    def _verdict(self, sent: Sent, status: int) -> S3dlioError:
-        what = f"{type(sent.task).__name__} of {getattr(sent.task, 'key', 'memory')}"
-        if sent.stuck:
-            return DeadlineError(
-                f"{what} made no progress for {self._task_timeout:g} s, {sent.sends} times; the storage hangs"
-            )
-        return self._broken or WorkerDiedError(
-            f"{what}: {sent.sends} workers died on it, the last with status {status}; see their output above"
-        )
-
-    def _kill_stuck(self) -> None:
-        now = time.monotonic()
-        for worker in list(self._workers.values()):
-            late = [sent for sent in worker.tasks.values() if sent.deadline <= now]
-            for sent in late:
-                sent.stuck = True
-                sent.deadline = _NEVER
-            if late:
-                worker.process.kill()
+            else:
+                failed.append((sent, error))
+        for sent, error in failed:
+            sent.owner.on_failed(sent.token, error)
 
     # tasks
 
@@ -327,25 +199,23 @@ class Supervisor:
         level = logging.getLogger("s3dlio").getEffectiveLevel()
         if level != self._level:
             self._level = level
-            self._broadcast(Configure(level))
-        if self._broken is not None:
-            self._fail_queue(self._broken)
+            self._crew.tell_all(Configure(level))
+        if self._crew.broken is not None:
+            self._fail_queue(self._crew.broken)
             return
         while (sent := self._backlog.pop(self._has_room)) is not None:
             self._assign(self._least_busy(sent.remote), sent)
 
     def _has_room(self, remote: bool) -> bool:
-        return any(worker.load(remote) < self._room[remote] for worker in self._workers.values())
+        return any(worker.load(remote) < self._room[remote] for worker in self._crew.workers.values())
 
-    def _least_busy(self, remote: bool) -> _Worker:
-        return min(self._workers.values(), key=lambda worker: worker.load(remote))
+    def _least_busy(self, remote: bool) -> Worker:
+        return min(self._crew.workers.values(), key=lambda worker: worker.load(remote))
 
-    def _assign(self, worker: _Worker, sent: Sent) -> None:
+    def _assign(self, worker: Worker, sent: Sent) -> None:
         number = next(self._sequence)
-        sent.sends += 1
-        sent.deadline = time.monotonic() + self._task_timeout + (0.0 if worker.ready else _START_TIMEOUT)
-        worker.tasks[number] = sent
-        self._send(worker, TaskMessage(number, sent.task))
+        worker.give(number, sent, time_limit(sent.task, self._task_timeout))
+        self._crew.tell(worker, TaskMessage(number, sent.task))
 
     def _fail_queue(self, error: S3dlioError) -> None:
         for sent in self._backlog.drain():
@@ -356,16 +226,13 @@ class Supervisor:
     def _shut_down(self) -> None:
         """End the workers, then fail whatever is left; nothing that an owner raises may leave another one waiting."""
         self._closing = True
-        self._broken = error = self._broken or PoolClosedError("the worker pool is closed")
-        for worker in self._workers.values():
-            worker.channel.close()
-        for worker in self._workers.values():
-            _end_process(worker.process)
+        self._crew.broken = error = self._crew.broken or PoolClosedError("the worker pool is closed")
+        self._crew.end()
         # No process is left that could touch shared memory: now the owners may free what their tasks named.
-        for worker in self._workers.values():
+        for worker in self._crew.workers.values():
             for sent in worker.tasks.values():
                 self._guarded(partial(sent.owner.on_failed, sent.token, error))
-        self._workers.clear()
+        self._crew.workers.clear()
         with self._gate:
             self._ended = True
         while self._inbox or self._backlog:
@@ -383,25 +250,3 @@ class Supervisor:
             call()
         except Exception:  # noqa: BLE001 - a bug of ours, told here; the rest must still be ended
             _log.exception("the supervisor failed while it ended")
-
-
-def _end_process(process: subprocess.Popen[bytes]) -> None:
-    """Wait for a worker that was told to go; kill it where it does not."""
-    try:
-        process.wait(_EXIT_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        try:
-            process.wait(_EXIT_TIMEOUT)
-        except subprocess.TimeoutExpired:  # deep in a system call, of a hung network file system perhaps
-            _log.error("worker %d does not end; it is left behind", process.pid)
-
-
-def _relog(message: LogMessage) -> None:
-    logger = logging.getLogger(message.name)
-    if logger.isEnabledFor(message.level) and not (message.once and message.text in _told):
-        if message.once:
-            _told.add(message.text)
-        record = logging.LogRecord(message.name, message.level, "", 0, message.text, (), None)
-        record.created = message.created
-        logger.handle(record)

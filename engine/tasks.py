@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 
 from . import codec
-from .backends import open_backend
+from .backends import answers, open_backend, pace
 from .backends.pace import Pace, place_of, private
 from .checksum import crc32c
 from .contract import Backend, Location, PartReceipt
 from .errors import CorruptError, MemoryLimitError, S3dlioError
 from .messages import (
+    ARENA,
     PACE,
     Abort,
     Begin,
@@ -39,7 +40,7 @@ from .messages import (
     Task,
 )
 
-_CALLS = frozenset({"put", "read", "head", "list", "delete", "uploads", "abort"})
+_CALLS = frozenset({"put", "read", "head", "list_page", "delete", "uploads", "written", "abort"})
 _READ_BLOCK = 1 << 20
 _REREADS = 2
 
@@ -55,6 +56,8 @@ class Memories:
     def attach(self, number: int, fd: int, size: int) -> None:
         view = memoryview(mmap.mmap(fd, size)) if size else memoryview(b"")
         self._maps[number] = (fd, view)
+        if number == PACE:
+            answers.share(view[pace.SIZE :])
 
     def detach(self, number: int) -> None:
         fd, view = self._maps.pop(number)
@@ -69,6 +72,12 @@ class Memories:
     def view(self, span: Span) -> memoryview:
         """The bytes of a span, writable."""
         return self._maps[span.memory][1][span.offset : span.offset + span.length]
+
+    def write(self, span: Span, data: memoryview) -> None:
+        """Put ``data`` into a span through the memory's descriptor."""
+        done = 0
+        while done < span.length:
+            done += os.pwrite(self.fd(span.memory), data[done:], span.offset + done)
 
     def fd(self, number: int) -> int:
         return self._maps[number][0]
@@ -125,6 +134,10 @@ class TaskRunner:
                 backend = self._backends[location] = self._open(location)
             return backend
 
+    def rest(self) -> None:
+        """Give back the calling lane's buffers: it has had nothing to do for a while."""
+        vars(self._scratch).clear()
+
     def abort_opened(self) -> None:
         """Drop the uploads begun here: the parent is gone. Best effort, since nobody is left to be told."""
         for (key, upload), backend in list(self.opened.items()):
@@ -173,8 +186,11 @@ class TaskRunner:
         return self._fetch_once(task)
 
     def _fetch_once(self, task: Fetch) -> int:
-        target = self._landing("raw", task.raw) if task.target is None else self._memories.view(task.target)
-        stored = target if task.codec == "none" else self._landing("stored", task.stored)
+        # A landing's pages are new. Written through the descriptor they cost half the CPU time of faults on a mapping
+        # (0.45 to 0.92 s/GiB), the copy included: the kernel need not clear what is about to be overwritten.
+        in_place = task.target is not None and task.target.memory == ARENA
+        target = self._memories.view(task.target) if task.target and in_place else self._buffer("raw", task.raw)
+        stored = target if task.codec == "none" else self._buffer("stored", task.stored)
         self.backend(task.location).get_range(task.key, task.offset, stored)
         if task.codec != "none":
             with _naming(task):
@@ -185,10 +201,12 @@ class TaskRunner:
                 f"{task.location.uri}: {task.key}: bytes {task.offset}..{task.offset + task.stored} do not match their "
                 f"checksum (stored crc32c:{task.crc:08x}, found crc32c:{crc:08x}); load another checkpoint"
             )
+        if task.target is not None and not in_place:
+            self._memories.write(task.target, target)
         return crc
 
-    def _landing(self, name: str, length: int) -> memoryview:
-        """A lane's own buffer of at least ``length`` bytes, kept for its next task."""
+    def _buffer(self, name: str, length: int) -> memoryview:
+        """A lane's own buffer of at least ``length`` bytes, kept for its next task until the lane rests."""
         buffer: mmap.mmap | None = getattr(self._scratch, name, None)
         if buffer is None or len(buffer) < length:
             buffer = mmap.mmap(-1, max(length, mmap.PAGESIZE))
@@ -213,7 +231,7 @@ class TaskRunner:
     def _blocks(self, task: Inflate) -> Iterator[memoryview]:
         backend = self.backend(task.location)
         for offset in range(0, task.stored, _READ_BLOCK):
-            block = self._landing("stored", min(_READ_BLOCK, task.stored - offset))
+            block = self._buffer("stored", min(_READ_BLOCK, task.stored - offset))
             backend.get_range(task.key, offset, block)
             yield block
 
@@ -227,7 +245,7 @@ class TaskRunner:
             raise AssertionError(f"{task.method} is no control operation")
         args = [[memoryview(part) for part in a] if isinstance(a, tuple) else a for a in task.args]  # put's segments
         result = getattr(self.backend(task.location), task.method)(*args, **dict(task.options))
-        return list(result) if task.method in ("list", "uploads") else result
+        return list(result) if task.method == "uploads" else result
 
 
 @contextlib.contextmanager

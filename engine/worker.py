@@ -29,6 +29,8 @@ from .messages import (
 )
 from .tasks import Memories, TaskRunner
 
+_REST_AFTER = 1.0
+"""Seconds without a task after which a lane gives its buffers back."""
 _ABORT_TIMEOUT = 10.0
 """Seconds for all aborts: a store that hangs would otherwise keep the worker, and with it the arena's memory."""
 
@@ -106,9 +108,16 @@ class _Worker:
         if start:
             threading.Thread(target=self._lane, name=f"lane-{self._threads}", daemon=True).start()
 
+    def _next(self) -> TaskMessage:
+        try:
+            return self._queue.get(timeout=_REST_AFTER)
+        except queue.Empty:
+            self.runner.rest()
+            return self._queue.get()
+
     def _lane(self) -> None:
         while True:
-            message = self._queue.get()
+            message = self._next()
             value: object
             try:
                 value = self.runner.run(message.task)

@@ -6,12 +6,13 @@ verifies MD5 only, and is itself the bottleneck.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from . import object_cases as objects
-from . import object_peers, object_servers, object_sink, state
+from . import object_bench, object_peers, state
 from .harness import Options, Report
+from .object_bench import Running
 from .object_peers import Saver
 from .savers import roomy
 
@@ -20,25 +21,19 @@ AZURITE = "Azurite on disk"
 
 def run(options: Options) -> Report:
     """Measure everything."""
-    tree = state.reference(options.size)
-    nbytes = state.size(tree)
-    state.warm_machine(7 * nbytes)
-    report = Report("azure", {"bytes": nbytes, "repeat": options.repeat, "peers": options.peers})
-    object_sink.run(report, options, "az", tree)
-    objects.attempt(report, AZURITE, lambda: _azurite(report, options, tree))
-    return report
+    return object_bench.run(options, "azure", "az", AZURITE, _azurite)
 
 
-def _azurite(report: Report, options: Options, tree: Any) -> None:
+@contextmanager
+def _azurite(options: Options, tree: Any) -> Iterator[Running]:
     from tests.servers import azurite
 
-    nbytes = state.size(tree)
     with azurite.running() as server, server.client() as client:
         ours = server.make_container("ours")
         makers: list[Callable[[], Saver]] = [
-            lambda: object_peers.Ours(ours.uri, ours.options, tree, memory=roomy(nbytes))
+            lambda: object_peers.Ours(ours.uri, ours.options, tree, memory=roomy(state.size(tree)))
         ]
         if options.peers:
             sdk = client.get_container_client(server.make_container("sdk").name)
             makers.append(lambda: object_peers.AzureFiles(sdk, tree))
-        object_servers.run(report, AZURITE, server.pid, nbytes, options.repeat, makers)
+        yield Running(server.pid, makers)

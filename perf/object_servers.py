@@ -1,6 +1,6 @@
 """The tables against a real server: saves and loads of one state by this package and by its peers.
 
-Owns their order and the checks of what they give back; ``s3`` and ``azure`` bring savers and server.
+Owns their order and the checks of what they give back; ``object_bench`` calls it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The tables against the sink: what a save and two kinds of load reach of the bare loop, and which CPU they take.
 
-Owns the order of what is measured there, for S3 and for Azure alike; ``s3`` and ``azure`` call it.
+Owns the order of what is measured there, for S3 and for Azure alike; ``object_bench`` calls it.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from s3dlio.commit import check_stored
 from s3dlio.engine.backends.memory import MemoryBackend, forget
 from s3dlio.engine.backends.pace import Pace, Timing
 from s3dlio.engine.backends.retry import REMOTE, Waits
-from s3dlio.engine.contract import ObjectInfo, Segments
+from s3dlio.engine.contract import ObjectInfo, Page, Segments
 from s3dlio.engine.errors import ThrottledError
 from s3dlio.ids import MANIFESTS, CheckpointId
 from s3dlio.pointer import advance
@@ -171,11 +171,11 @@ class _Recorder(MemoryBackend):
         self._note(Request(key, False, _SMALL))
         return super().head(key)
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        found = [*super().list(prefix)]
-        for info in found[::_PAGE]:
-            self._note(Request(info.key, False, _LIST))
-        return iter(found)
+    def list_page(self, prefix: str = "", *, shallow: bool = False, after: str = "", limit: int | None = None) -> Page:
+        page = super().list_page(prefix, shallow=shallow, after=after, limit=limit or _PAGE)
+        if page.objects:
+            self._note(Request(page.objects[0].key, False, _LIST))
+        return page
 
     def _note(self, request: Request) -> None:
         if self._together:

@@ -6,13 +6,15 @@ byte, and is itself the bottleneck. Memory is measured with a shard of ``MEMORY_
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from . import object_bench, object_memory, object_peers, state
 from . import object_cases as objects
-from . import object_memory, object_peers, object_servers, object_sink, state
 from .harness import Options, Report
+from .object_bench import Running
 from .object_peers import Saver
 from .savers import roomy
 
@@ -22,30 +24,25 @@ LOCALSTACK = "LocalStack 4.12"
 
 def run(options: Options) -> Report:
     """Measure everything."""
-    tree = state.reference(options.size)
-    nbytes = state.size(tree)
-    state.warm_machine(7 * nbytes)
-    report = Report("s3", {"bytes": nbytes, "repeat": options.repeat, "peers": options.peers})
-    object_sink.run(report, options, "s3", tree)
-    objects.attempt(report, LOCALSTACK, lambda: _localstack(report, options, tree))
-    return report
+    return object_bench.run(options, "s3", "s3", LOCALSTACK, _localstack)
 
 
-def _localstack(report: Report, options: Options, tree: Any) -> None:
+@contextmanager
+def _localstack(options: Options, tree: Any) -> Iterator[Running]:
     from tests.servers import localstack
 
-    nbytes = state.size(tree)
     with localstack.running(ipv4=True) as server:
-        makers = _makers(server, options, tree)
-        object_servers.run(report, LOCALSTACK, server.pid, nbytes, options.repeat, makers)
         bucket = server.make_bucket("memory")
-        uri, access, size = f"{bucket.uri}/ours", bucket.options, MEMORY_TIMES * options.size
-        objects.attempt(report, "memory", lambda: _memory(report, options, size, uri, access))
+        yield Running(server.pid, _makers(server, options, tree), lambda report: _memory(report, options, bucket))
 
 
-def _memory(report: Report, options: Options, size: int, uri: str, access: dict[str, str]) -> None:
-    table, results = object_memory.table(options, size, LOCALSTACK, uri, access)
-    objects.add(report, {f"memory, {LOCALSTACK}": results}, [table])
+def _memory(report: Report, options: Options, bucket: Any) -> None:
+    def measure() -> None:
+        size = MEMORY_TIMES * options.size
+        table, results = object_memory.table(options, size, LOCALSTACK, f"{bucket.uri}/ours", bucket.options)
+        objects.add(report, {f"memory, {LOCALSTACK}": results}, [table])
+
+    objects.attempt(report, "memory", measure)
 
 
 def _makers(server: Any, options: Options, tree: Any) -> list[Callable[[], Saver]]:

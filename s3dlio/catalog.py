@@ -11,24 +11,15 @@ back to an older one would throw training away unseen; the error says how to cho
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from typing import Protocol, TypeVar
 
 from .engine.contract import Control
-from .engine.errors import CheckpointNotFoundError, ManifestError, NotFoundError, StorageError
-from .ids import MANIFESTS, CheckpointId
+from .engine.errors import CheckpointNotFoundError, ConfigError, ManifestError, NotFoundError, StorageError
+from .engine.threads import Each
+from .ids import MANIFESTS, CheckpointId, check_step
 from .info import UNREADABLE, CheckpointInfo
 from .manifest import MANIFEST_MAX, Manifest
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
-_R = TypeVar("_R")
-
-
-class Each(Protocol):
-    """How a function is applied to many items: ``map``, or the ``map`` of a thread pool where round trips are slow."""
-
-    def __call__(self, function: Callable[[_T], _R], items: Iterable[_T], /) -> Iterable[_R]: ...
 
 
 def list_ids(control: Control, step: int | None = None) -> list[CheckpointId]:
@@ -67,6 +58,31 @@ def find(control: Control, step: int) -> Manifest:
         known = ", ".join(map(str, steps[-10:])) or "none"
         raise CheckpointNotFoundError(f"no committed checkpoint of step {step}; the newest steps there: {known}")
     return manifest
+
+
+def resolve(control: Control, uri: str, step: int | None = None, id: str | None = None) -> Manifest:
+    """The newest committed checkpoint of the store at ``uri``, or ``step``'s newest save, or the one of this ``id``.
+
+    ``CheckpointNotFoundError`` if there is none, ``ConfigError`` for what is no step or no id of this step.
+    """
+    if id is not None:
+        return _by_id(control, uri, step, id)
+    if step is not None:
+        return find(control, check_step(step))
+    manifest = resolve_latest(control)
+    if manifest is None:
+        raise CheckpointNotFoundError(f"{uri} holds no committed checkpoint")
+    return manifest
+
+
+def _by_id(control: Control, uri: str, step: int | None, id: str) -> Manifest:
+    found = CheckpointId.parse(id)
+    if found is None or step not in (None, found.step):
+        raise ConfigError(f"id={id!r} is not the id of a checkpoint{'' if step is None else f' of step {step}'}")
+    try:
+        return read_manifest(control, found)
+    except NotFoundError as error:
+        raise CheckpointNotFoundError(f"{uri} holds no committed checkpoint {id}") from error
 
 
 def list_checkpoints(control: Control, each: Each = map) -> list[CheckpointInfo]:

@@ -18,7 +18,6 @@ from datetime import datetime, timezone
 from typing import Any
 
 from . import fields
-from .catalog import Each
 from .engine.contract import Control
 from .engine.errors import (
     ConfigError,
@@ -28,6 +27,7 @@ from .engine.errors import (
     PreconditionError,
     S3dlioError,
 )
+from .engine.threads import Each
 from .ids import STEP_MAX, CheckpointId, check_label, check_step
 from .manifest import MANIFEST_MAX, Manifest, check_world
 from .pointer import advance
@@ -63,7 +63,8 @@ def commit(
     """Publish the checkpoint made of ``records``, one for each rank, under the id of rank 0's shard.
 
     ``require_checksums``: false at the bytes level, whose records may come without; ``wall_time``: RFC 3339, now by
-    default; ``each``: how the objects are headed. Committing the same records again gives the same checkpoint.
+    default; ``each``: how the objects are headed and the pointers moved. Committing the same records again
+    gives the same checkpoint.
 
     Raises ``ConfigError`` for arguments, ``ManifestError`` for records that do not belong together, ``NotFoundError``
     and ``CorruptError`` for objects that are missing or of another size, ``PreconditionError`` if the id is taken by
@@ -83,7 +84,7 @@ def commit(
     check_stored(control, manifest.shards, each)
     published = publish(control, manifest)
     key = published.id.manifest_key
-    return Committed(published, key, advance(control, published.id))
+    return Committed(published, key, advance(control, published.id, each))
 
 
 def check_meta(epoch: int, framework: str, user_meta: Any = None, label: str | None = None) -> None:

@@ -61,7 +61,8 @@ class CheckpointConfig:
     ``multipart_threshold``: bytes up to which an object store gets one request. ``memory``: bytes of the staging arena
     (default: half of what is left, divided by the ranks on the host). ``workers``: worker processes. ``chunk_size``:
     bytes of a chunk, a multiple of 1 MiB. ``connections``: requests that each worker has in flight to an object store.
-    ``keep_last``: newest checkpoints that stay after a commit. ``options``: what the object store needs to know
+    ``keep_last``: newest checkpoints that stay after a commit. ``rank_timeout``: seconds that the ranks of a job wait
+    for each other's words. ``options``: what the object store needs to know
     (``parse_uri``). Stores with the same ``memory``, ``workers``, ``chunk_size`` and ``connections`` share one pool.
     """
 
@@ -74,6 +75,7 @@ class CheckpointConfig:
     chunk_size: int = 16 * MIB
     connections: int = 8
     keep_last: int | None = None
+    rank_timeout: float = 600.0
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -85,6 +87,8 @@ class CheckpointConfig:
             raise ConfigError(f"compression_level must be 1 to 22, not {self.compression_level!r}")
         _check_count("multipart_threshold", self.multipart_threshold, least=0)
         _check_count("keep_last", self.keep_last, least=1)
+        if type(self.rank_timeout) not in (int, float) or not 0 < self.rank_timeout < float("inf"):
+            raise ConfigError(f"rank_timeout must be seconds above 0, not {self.rank_timeout!r}")
 
     @property
     def codec(self) -> str:

@@ -18,7 +18,7 @@ from .engine.source import BufferSource, Source
 from .payload import as_buffer
 
 if TYPE_CHECKING:
-    from .tensors import Flattened
+    from .tensors import Flattened, Layout
 
 Pieces = Callable[[], Iterator[bytes]]
 """Gives a JSON text in pieces."""
@@ -36,35 +36,62 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A state whose structure was read and checked; ``content()`` lays it out, which may happen in another thread."""
+    """A state whose structure was read and checked; ``content()`` lays it out, which may happen in another thread.
+
+    ``flat``: its tree and leaves; ``None`` for a payload.
+    """
 
     framework: str
     content: Callable[[], Content]
+    flat: Flattened | None = None
 
 
-def draft_of(state: Any) -> Draft:
-    """The draft of ``state``; ``UnsupportedError`` names the path of what cannot be stored."""
+def draft_of(state: Any, *, alone: bool = True) -> Draft:
+    """The draft of ``state``; ``UnsupportedError`` names the path of what cannot be stored.
+
+    ``alone``: no other rank stores the rest of arrays of which this one has a part.
+    """
     if isinstance(state, (bytes, bytearray, memoryview, mmap.mmap)):
         payload = payload_of(state)
         return Draft("bytes", lambda: payload)
     from .tensors import flatten
 
     flat = flatten(state)
-    torch = any(spec.framework == "torch" for spec in flat.leaves.specs)
-    return Draft("pytorch" if torch else "numpy", lambda: _lay_out(flat))
+    if alone:
+        for index in flat.leaves.parts:
+            raise UnsupportedError(
+                f"state: {flat.leaves.names[index]}: some of its shards lie in other processes, and this save is of "
+                "one process: save on all ranks, with coordinator='auto'"
+            )
+    found = {spec.framework for spec in flat.leaves.specs}
+    framework = "pytorch" if "torch" in found else "jax" if "jax" in found else "numpy"
+    return Draft(framework, lambda: _lay_out(flat), flat)
 
 
 def _lay_out(flat: Flattened) -> Content:
-    from .tensors import ShardImage, dump_json_pieces, dump_tree, plan_layout
+    from .tensors import plan_layout
 
-    layout = plan_layout(flat)
+    return content_of(flat, plan_layout(flat))
+
+
+def content_of(flat: Flattened, layout: Layout) -> Content:
+    """The content of a state by its layout."""
+    from .tensors import dump_json_pieces, dump_tree
+
     tree, table = flat.tree, layout.table  # without the leaves: only the source keeps the user's arrays
     return Content(
-        _Image(ShardImage(flat.leaves, layout)),
+        source_of(flat, layout),
         width_runs(layout.width_runs),
         lambda: dump_tree(tree),
         lambda: dump_json_pieces(table),
     )
+
+
+def source_of(flat: Flattened, layout: Layout) -> Source:
+    """The bytes of a state by its layout, read from the user's arrays as they are copied."""
+    from .tensors import ShardImage
+
+    return _Image(ShardImage(flat.leaves, layout))
 
 
 def payload_of(data: Any) -> Content:

@@ -16,10 +16,10 @@ from dataclasses import replace
 
 from . import catalog, loading
 from .commit import check_stored, publish_copy
+from .config import DEFAULT_THRESHOLD
 from .engine.checksum import crc32c, format_crc32c
 from .engine.contract import Control, Location
 from .engine.errors import (
-    CheckpointNotFoundError,
     ConfigError,
     CorruptError,
     ManifestError,
@@ -30,7 +30,7 @@ from .engine.job import Coding, SaveJob
 from .engine.messages import ARENA, Fetch, Span
 from .engine.plan import MIB
 from .engine.pool import Pool
-from .ids import CheckpointId, check_step
+from .ids import CheckpointId
 from .info import CheckpointInfo
 from .manifest import MANIFEST_MAX, Manifest
 from .reader import ShardReader
@@ -62,7 +62,7 @@ def copy_checkpoint(
         raise ConfigError(f"{source.uri} and {target.uri} are the same place: copy to another one")
     pool = target._use_pool()
     there, here = pool.control(source.location), pool.control(target.location)
-    id_ = _choose(source, there, step, id)
+    id_ = catalog.resolve(there, source.uri, step, id).id
     with loading.holding(source.location, id_.name), loading.holding(target.location, id_.name):
         data = there.read(id_.manifest_key, limit=MANIFEST_MAX)[0]
         manifest = Manifest.decode(data, id_.manifest_key)
@@ -83,20 +83,6 @@ def is_same_place(one: Location, other: Location) -> bool:
         return os.path.realpath(one.root) == os.path.realpath(other.root)
     ends = [dict(location.options).get("endpoint_url") for location in (one, other)]
     return (one.scheme, one.root, ends[0]) == (other.scheme, other.root, ends[1])
-
-
-def _choose(source: CheckpointStore, control: Control, step: int | None, id: str | None) -> CheckpointId:
-    if id is not None:
-        found = CheckpointId.parse(id)
-        if found is None or step not in (None, found.step):
-            raise ConfigError(f"id={id!r} is not the id of a checkpoint{'' if step is None else f' of step {step}'}")
-        return found
-    if step is not None:
-        return catalog.find(control, check_step(step)).id
-    manifest = catalog.resolve_latest(control)
-    if manifest is None:
-        raise CheckpointNotFoundError(f"{source.uri} holds no committed checkpoint")
-    return manifest.id
 
 
 def _is_committed(control: Control, id_: CheckpointId, data: bytes) -> bool:
@@ -182,15 +168,31 @@ class _Copy:
         self._pool.control(self._target).put(index.key, [memoryview(data)])
 
     def _object(self, key: str, size: int, on_bytes: OnBytes) -> int:
-        """Copy the stored bytes of an object; their CRC-32C."""
-        job = SaveJob(self._pool, self._target, key, total=size, coding=Coding(), whole_below=self._whole_below)
-        try:
-            job.stage(_StoredSource(self._pool, self._source, key, size, on_bytes))
-            return job.future.result().crc
-        except BaseException:
-            job.cancel()
-            job.future.exception()  # once it has ended nobody writes any more
-            raise
+        return copy_object(
+            self._pool, self._source, key, self._target, key, size, whole_below=self._whole_below, on_bytes=on_bytes
+        )
+
+
+def copy_object(
+    pool: Pool,
+    source: Location,
+    key: str,
+    target: Location,
+    target_key: str,
+    size: int,
+    *,
+    whole_below: int = DEFAULT_THRESHOLD,
+    on_bytes: OnBytes = _ignore,
+) -> int:
+    """Copy the stored bytes of an object; their CRC-32C."""
+    job = SaveJob(pool, target, target_key, total=size, coding=Coding(), whole_below=whole_below)
+    try:
+        job.stage(_StoredSource(pool, source, key, size, on_bytes))
+        return job.future.result().crc
+    except BaseException:
+        job.cancel()
+        job.future.exception()  # once it has ended nobody writes any more
+        raise
 
 
 class _StoredSource:

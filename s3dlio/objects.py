@@ -154,7 +154,7 @@ def exists(uri: str, *, options: Options = None) -> bool:
     place = split(uri, options)
     control = pools.keep().control(place.location)
     if place.is_folder:
-        return any(True for _ in control.list(place.folder))
+        return any(page.objects for page in control.pages(place.folder, limit=1))
     try:
         control.head(place.key)
     except NotFoundError:
@@ -175,7 +175,7 @@ def stat(uri: str, *, options: Options = None) -> dict[str, Any]:
 
 
 def delete(uri: str, recursive: bool = False, *, options: Options = None) -> None:
-    """Remove an object, or with ``recursive`` all in a folder too; what is absent is fine."""
+    """Remove an object, or with ``recursive`` all in a folder too, whatever its name; what is absent is fine."""
     place = split(uri, options)
     local = place.location.scheme not in OBJECT_STORES
     folder = place.is_folder or (local and os.path.isdir(os.path.join(place.location.root, place.key)))
@@ -185,10 +185,10 @@ def delete(uri: str, recursive: bool = False, *, options: Options = None) -> Non
     if not recursive:
         control.delete(place.key)
         return
-    keys = [item.key for item in control.list(place.folder)]
+    for page in control.pages(place.folder):
+        control.each(control.delete, [item.key for item in page.objects])
     if not place.is_folder:
-        keys.append(place.key)
-    control.each(control.delete, keys)
+        control.delete(place.key)
     if local:
         _remove_empty(os.path.join(place.location.root, place.folder))
 
@@ -215,9 +215,9 @@ def list(
 ) -> builtins.list[str]:
     """URIs of what lies in the folder ``uri``, sorted: its objects and, with a slash at their end, its folders.
 
-    ``recursive``: the objects in those as well, and no folders. ``pattern``: a regular expression to be found in what
-    follows the folder. A URI without a slash at its end also gives the object of that very name. An absent folder is
-    empty.
+    ``recursive``: the objects in those as well, and no folders, nor the empty objects by which some tools mark one.
+    ``pattern``: a regular expression to be found in what follows the folder. A URI without a slash at its end also
+    gives the object of that very name. An absent folder is empty.
     """
     try:
         wanted = re.compile(pattern or "")
@@ -225,22 +225,17 @@ def list(
         raise ConfigError(f"{pattern!r} is no regular expression: {error}") from error
     place = split(uri, options)
     control = pools.keep().control(place.location)
-    names = [item.key[len(place.folder) :] for item in control.list(place.folder)]
-    if not recursive:
-        names = sorted({"".join(name.partition("/")[:2]) for name in names} | _folders(place))
-    found = [place.base + place.folder + name for name in names if name and wanted.search(name)]
+    found: builtins.list[str] = []
+    for page in control.pages(place.folder, shallow=not recursive):
+        keys = [item.key for item in page.objects if not marks_folder(item)]
+        names = [key[len(place.folder) :] for key in (*keys, *page.folders)]
+        found += [place.base + place.folder + name for name in names if name and wanted.search(name)]
+    found.sort()  # not every store lists in order
     if not place.is_folder and wanted.search(place.key.rpartition("/")[2]) and exists(uri, options=options):
         return [place.uri, *found]
     return found
 
 
-def _folders(place: Place) -> set[str]:
-    """Folders directly in a folder of this machine, with a slash: they may hold no object."""
-    if place.location.scheme in OBJECT_STORES:
-        return set()
-    with translated(f"listing of {place.uri}"):
-        try:
-            with os.scandir(os.path.join(place.location.root, place.folder)) as entries:
-                return {entry.name + "/" for entry in entries if entry.is_dir()}
-        except (FileNotFoundError, NotADirectoryError):
-            return set()
+def marks_folder(item: ObjectInfo) -> bool:
+    """Whether an object holds nothing and stands for a folder: some tools make those, for stores that have none."""
+    return not item.size and item.key.endswith("/")

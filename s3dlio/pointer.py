@@ -13,6 +13,7 @@ import logging
 from . import fields
 from .engine.contract import Control
 from .engine.errors import ManifestError, NotFoundError, PreconditionError, S3dlioError, StorageError
+from .engine.threads import Each
 from .ids import MANIFESTS, CheckpointId
 
 POINTERS = (f"{MANIFESTS}latest.json", "latest.json")
@@ -38,13 +39,12 @@ def parse_pointer(data: bytes) -> CheckpointId | None:
     return CheckpointId.of_manifest_key(key) if isinstance(key, str) else None
 
 
-def advance(control: Control, id_: CheckpointId) -> bool:
+def advance(control: Control, id_: CheckpointId, each: Each = map) -> bool:
     """Point both pointers at ``id_`` unless they point at a newer checkpoint that exists. Never raises over a pointer.
 
     Returns whether both were left at ``id_`` or a newer one; a failure is logged and changes nothing that matters.
     """
-    left = [_guarded(control, key, id_) for key in POINTERS]  # both, whatever becomes of the first
-    return all(left)
+    return all(list(each(lambda key: _guarded(control, key, id_), POINTERS)))  # both, whatever becomes of the first
 
 
 def _guarded(control: Control, key: str, id_: CheckpointId) -> bool:

@@ -1,8 +1,8 @@
 """The pools of this process, shared: stores with the same memory, workers and chunk size use one.
 
-Owns the table of pools and who uses them; never looks at what they do. ``store`` borrows and gives back; the last store
-to leave closes its pool. What works without a store (``compat``'s functions, ``objects``) keeps its pool between calls.
-A forked child starts with an empty table.
+Owns the table of pools and who uses them; never looks at what they do. ``open_store`` borrows and gives back; the last
+store to leave closes its pool. What works without a store (``compat``'s functions, ``objects``) keeps its pool between
+calls. A forked child starts with an empty table.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def give_back(config: PoolConfig, pool: Pool, timeout: float | None = None) -> N
     pool.close(timeout)
 
 
-def keep() -> Pool:
-    """The pool of stores with default options, which then stays: the next call finds its workers running and warm.
+def keep(options: CheckpointConfig | None = None) -> Pool:
+    """The pool of stores with these options, which then stays: the next call finds its workers running and warm.
 
     It ends with the process, or by ``let_go``.
     """
-    config = config_of(CheckpointConfig())
+    config = config_of(options or CheckpointConfig())
     with _lock:
         pool = _kept.get(config)
         if pool is None or pool.closed:

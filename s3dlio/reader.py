@@ -19,7 +19,6 @@ from .engine.checksum import combine_all_crc32c, format_crc32c
 from .engine.contract import Location
 from .engine.errors import CancelledError, CorruptError, MemoryLimitError, S3dlioError, StorageError
 from .engine.fetch import FetchJob, fetch_through_slots
-from .engine.memory import headroom
 from .engine.messages import Fetch, Inflate, Inflated, Span
 from .engine.plan import MIB
 from .engine.pool import Pool
@@ -29,6 +28,9 @@ from .payload import AnyPayload, EmptyPayload, Payload
 from .records import ShardRecord
 
 _INLINE_INDEX = 1 * MIB
+_MARGIN = 64 * MIB
+"""Bytes that stay free beyond those of a load, or as many as it takes where that is less: all processes grow a little
+meanwhile, and taking more than a control group has is a SIGKILL, not an errno."""
 
 OnBytes = Callable[[int], None]
 """Called with the number of raw bytes that have just been read and checked."""
@@ -89,7 +91,8 @@ class ShardReader:
         def fetch(memory: int) -> None:
             self._fetch(record, chunks, lambda chunk: Span(memory, chunk.raw_offset, chunk.raw_size), on_bytes)
 
-        return self._land(record.key, size, fetch)
+        self._ask_memory(record.key, size, self._buffers(chunks))
+        return self._land(size, fetch)
 
     def pieces(self, record: ShardRecord, index: ShardIndex, wanted: Iterable[Wanted]) -> None:
         """Read the chunks that hold the wanted bytes, each once, and hand the bytes over."""
@@ -113,6 +116,7 @@ class ShardReader:
         if index is not None and not len(index.chunks):
             return 0
         chunks = self._chunks(record, index)
+        self._ask_memory(record.key, 0, self._buffers(chunks))
         self._fetch(record, chunks, lambda _: None, on_bytes)
         return sum(chunk.raw_size for chunk in chunks)
 
@@ -128,7 +132,8 @@ class ShardReader:
                 tasks.append(Fetch(self._location, key, start + at, length, "none", length, None, target))
             self._run(key, FetchJob(self._pool, tasks))
 
-        return self._land(key, size, fetch)
+        self._ask_memory(key, size, min(size, step * self._pool.width(self._location)))
+        return self._land(size, fetch)
 
     # parts of the above
 
@@ -143,7 +148,8 @@ class ShardReader:
             ]
             self._run(record.key, FetchJob(self._pool, tasks))
 
-        landed = self._land(record.key, places[-1], fetch)
+        self._ask_memory(record.key, places[-1], self._buffers([chunk for chunk, _ in jobs]))
+        landed = self._land(places[-1], fetch)
         base = buffer_address(memoryview(landed))
         for (chunk, takers), at in zip(jobs, places, strict=False):
             _hand_over(chunk, takers, base + at)
@@ -190,13 +196,22 @@ class ShardReader:
             job.future.exception()
             raise
 
-    def _land(self, name: str, size: int, fetch: Callable[[int], None]) -> Payload:
+    def _buffers(self, chunks: Sequence[Chunk | _Chunk]) -> int:
+        """Most bytes that the workers' own buffers hold: a chunk for each task, and another where it is encoded."""
+        both = (chunk.raw_size + (chunk.stored_size if chunk.codec != "none" else 0) for chunk in chunks)
+        return max(both, default=0) * min(self._pool.width(self._location), len(chunks))
+
+    def _ask_memory(self, name: str, size: int, buffers: int) -> None:
+        """``MemoryLimitError`` unless there are ``size`` bytes for what is read and ``buffers`` for the workers."""
+        taken = size + buffers
+        needed = taken + min(taken, _MARGIN)
+        room = self._pool.make_room(needed)
+        if needed > room:
+            instead = ", or load with names= or into=" if size else ""
+            raise MemoryLimitError(f"{name} needs {needed} bytes of memory, {room} are left: free memory{instead}")
+
+    def _land(self, size: int, fetch: Callable[[int], None]) -> Payload:
         """New memory of ``size`` bytes, filled by ``fetch(number)``."""
-        room = headroom()
-        if size > room:
-            raise MemoryLimitError(
-                f"{name} needs {size} bytes of memory, {room} are left: free memory, or load with names= or into="
-            )
         with self._memory(size) as (memory, number):
             fetch(number)
             return Payload(memory.fd, size)
@@ -218,7 +233,9 @@ class ShardReader:
     def _inflate(self, record: ShardRecord) -> AnyPayload:
         """A zstd stream without an index: its decoded size is known only once it is decoded."""
         with self._memory(0) as (memory, number):
-            future = self._pool.run(Inflate(self._location, record.key, record.size, number, headroom()))
+            room = self._pool.make_room(record.size)
+            limit = room - min(room // 2, _MARGIN)
+            future = self._pool.run(Inflate(self._location, record.key, record.size, number, limit))
             try:
                 result = future.result()
             except BaseException:

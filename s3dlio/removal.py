@@ -12,11 +12,12 @@ remaining manifest of that step lists: a hostile manifest cannot take another ch
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 
-from .catalog import Each, list_ids, read_manifest
+from .catalog import list_ids, read_manifest
 from .engine.contract import Control
 from .engine.errors import ConfigError, ManifestError, NotFoundError
+from .engine.threads import Each
 from .ids import CheckpointId, check_step
 from .manifest import MANIFEST_MAX, Manifest, is_newer_format
 from .pointer import advance, retreat
@@ -44,15 +45,9 @@ def prune(control: Control, keep_last: int, *, protect: Collection[str] = (), ea
     if type(keep_last) is not int or keep_last < 1:
         raise ConfigError(f"keep_last must be 1 or more, not {keep_last!r}: the latest checkpoint is never pruned")
     everything = list_ids(control)
-    kept = 0
-    doomed: list[CheckpointId] = []
-    for id_ in reversed(everything):
-        manifest = _try_read(control, id_)
-        if manifest is None or not manifest.is_complete:
-            continue
-        if kept >= keep_last and id_.name not in protect:
-            doomed.insert(0, id_)
-        kept += 1
+    manifests = each(lambda id_: _try_read(control, id_), everything)
+    good = [id_ for id_, found in zip(everything, manifests, strict=True) if found is not None and found.is_complete]
+    doomed = [id_ for id_ in good[:-keep_last] if id_.name not in protect]
     if doomed:
         _remove(control, doomed, everything, each)
     return doomed
@@ -62,26 +57,22 @@ def _remove(control: Control, doomed: list[CheckpointId], everything: list[Check
     """Remove the checkpoints ``doomed`` of ``everything`` that the store holds."""
     gone = set(doomed)
     stay = [id_ for id_ in everything if id_ not in gone]
-    keys = _keys_of(control, doomed)
-    for step in {id_.step for id_ in doomed}:
-        beside = [id_ for id_ in stay if id_.step == step]
-        keys -= _keys_of(control, beside)
+    steps = {id_.step for id_ in doomed}
+    keys = _keys_of(control, doomed, each) - _keys_of(control, [id_ for id_ in stay if id_.step in steps], each)
     retreat(control, gone, stay[-1] if stay else None)
-    for id_ in doomed:
-        control.delete(id_.manifest_key)
-    for _ in each(control.delete, sorted(keys)):
-        pass
+    for these in ([id_.manifest_key for id_ in doomed], sorted(keys)):
+        for _ in each(control.delete, these):
+            pass
     if not stay and (since := list_ids(control)):
         advance(control, since[-1])  # committed while the pointers were removed
 
 
-def _keys_of(control: Control, ids: Iterable[CheckpointId]) -> set[str]:
+def _keys_of(control: Control, ids: Sequence[CheckpointId], each: Each) -> set[str]:
     """Keys of the shards and indexes of these checkpoints."""
-    keys: set[str] = set()
-    for id_ in ids:
-        manifest = _try_read(control, id_, refuse_newer=True)
-        keys |= shard_keys(manifest) if manifest is not None else _keys_under(control, id_)
-    return keys
+    manifests = [*each(lambda id_: _try_read(control, id_, refuse_newer=True), ids)]
+    damaged = {id_ for id_, manifest in zip(ids, manifests, strict=True) if manifest is None}
+    keys = _keys_under(control, damaged) if damaged else set()
+    return keys.union(*(shard_keys(manifest) for manifest in manifests if manifest is not None))
 
 
 def shard_keys(manifest: Manifest) -> set[str]:
@@ -94,10 +85,10 @@ def shard_keys(manifest: Manifest) -> set[str]:
     return keys
 
 
-def _keys_under(control: Control, id_: CheckpointId) -> set[str]:
-    """What lies in the folders of an id whose manifest is damaged."""
+def _keys_under(control: Control, ids: Collection[CheckpointId]) -> set[str]:
+    """What lies in the folders of ids whose manifests are damaged."""
     names = ((item.key, parse_shard_key(item.key)) for item in control.list(SHARDS))
-    return {key for key, name in names if name is not None and name.id == id_}
+    return {key for key, name in names if name is not None and name.id in ids}
 
 
 def _try_read(control: Control, id_: CheckpointId, *, refuse_newer: bool = False) -> Manifest | None:

@@ -14,12 +14,14 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
 from typing import Any
 
 from .engine.errors import CancelledError, S3dlioError
 from .engine.job import Progress, SaveJob
 from .engine.ledger import StoredObject
 from .engine.source import Source
+from .ids import CheckpointId
 from .info import CheckpointInfo
 from .records import ShardRecord
 
@@ -27,6 +29,17 @@ _log = logging.getLogger("s3dlio")
 
 _here = threading.local()
 _PHASES = {"open": "staging", "closing": "storing", "publishing": "storing", "stored": "storing"}
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What is recorded of a save beside its bytes."""
+
+    id: CheckpointId
+    epoch: int
+    framework: str
+    user_meta: Any
+    label: str | None
 
 
 class Save:
@@ -39,13 +52,16 @@ class Save:
         self.committed: Future[CheckpointInfo] = _promise()
         self.asked = False
         self._job: SaveJob | None = None
+        self._captured = 0
         self._cancelled = False
         self._ended = False
         self._lock = threading.Lock()
 
     def progress(self) -> Progress:
         """The job's progress; the phases after it are the save's."""
-        job = self._job.progress() if self._job is not None else Progress(0, 0, 0, 0, "waiting")
+        job = (
+            self._job.progress() if self._job is not None else Progress(self._captured, 0, 0, self._captured, "waiting")
+        )
         phase = _PHASES.get(job.phase, job.phase)
         if self.committed.done():
             phase = "committed" if self.committed.exception() is None else "failed"
@@ -83,12 +99,26 @@ class Save:
 
     def stage(self, job: SaveJob, source: Source, *, quiet: bool) -> None:
         """Copy everything through ``job``; raises what the source raises, and then the save has failed with it."""
+        self.follow(job)
+        if job.stage(source, quiet=quiet):
+            self._end_staging(None)
+
+    def follow(self, job: SaveJob) -> None:
+        """``job`` stores it: its progress is the save's, and it is cancelled with it."""
         with self._lock:
             self._job = job
             if self._cancelled:
                 job.cancel(self._reason())
-        if job.stage(source, quiet=quiet):
-            self._end_staging(None)
+
+    def end_staging(self, captured: int) -> None:
+        """Everything was copied, ``captured`` bytes, before there is a job."""
+        self._captured = captured
+        self._end_staging(None)
+
+    def check(self) -> None:
+        """Raise ``CancelledError`` if it was cancelled."""
+        if self._cancelled:
+            raise self._reason()
 
     def end(self) -> bool:
         """Whether the caller is the first to end it, and may now keep or break its promises."""
@@ -158,11 +188,15 @@ class Finisher:
                     discard()
                 self.fail(save, error)
             else:
-                if save.end():
-                    self._drop(save)
-                    save.committed.set_result(info)
+                self.succeed(save, info)
 
         job.future.add_done_callback(lambda _: self._queue.put(event))
+
+    def succeed(self, save: Save, info: CheckpointInfo) -> None:
+        """A save is committed."""
+        if save.end():
+            self._drop(save)
+            save.committed.set_result(info)
 
     def fail(self, save: Save, error: BaseException) -> None:
         """A save has failed; it is logged, and its handle raises it."""

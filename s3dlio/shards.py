@@ -6,14 +6,12 @@ is removed. Never commits. ``bytes_level`` makes streams and hands them to users
 
 from __future__ import annotations
 
-import threading
-import weakref
 from types import TracebackType
 from typing import Any
 
-from .content import Content, buffer_of, payload_of
-from .engine.errors import CancelledError, S3dlioError
-from .engine.job import SaveJob
+from .byte_stream import ByteStream
+from .content import Content, payload_of
+from .engine.ledger import StoredObject
 from .engine.stream import StreamJob
 from .records import ShardRecord
 from .writer import Shard, ShardWriter
@@ -26,14 +24,10 @@ def store_whole(shards: ShardWriter, shard: Shard, content: Content) -> ShardRec
         job.stage(content.source)
         return shards.finish(shard, job.future.result())
     except BaseException:
-        _give_up(shards, shard, job)
+        job.cancel()
+        job.future.exception()  # once it has ended nobody publishes any more
+        shards.discard(shard)
         raise
-
-
-def _give_up(shards: ShardWriter, shard: Shard, job: SaveJob) -> None:
-    job.cancel()
-    job.future.exception()  # once it has ended nobody publishes any more
-    shards.discard(shard)
 
 
 class ShardStream:
@@ -45,18 +39,11 @@ class ShardStream:
     """
 
     def __init__(self, store: object, shards: ShardWriter, shard: Shard) -> None:
-        self._store = store  # a store that was collected could not end its streams
-        self._shards = shards
-        self._shard = shard
-        self._job: StreamJob | None = None
-        self._collected: weakref.finalize[[], ShardStream] | None = None
-        self._written = 0
-        self._state = "open"
-        self._error: BaseException | None = None
-        self._turn = threading.Lock()
+        self._stream = _ShardBytes(store, shards, shard)
 
     def __repr__(self) -> str:
-        return f"<ShardStream to {self._shard.key}: {self._written} bytes, {self._state}>"
+        stream = self._stream
+        return f"<ShardStream to {stream.shard.key}: {stream.written} bytes, {stream.state}>"
 
     def __enter__(self) -> ShardStream:
         return self
@@ -72,78 +59,46 @@ class ShardStream:
         ``UnsupportedError`` (a ``TypeError``) for what is no buffer leaves the stream as it was. Any other error, also
         that of bytes written before, ends the stream and removes what was stored.
         """
-        view = buffer_of(data)
-        with self._turn:
-            self._check_open()
-            if len(view):
-                try:
-                    self._open_job().feed(view)
-                except BaseException as error:
-                    self._fail(error)
-                    raise
-            self._written += len(view)
-        return len(view)
+        return self._stream.write(data)
 
     def bytes_written(self) -> int:
         """Bytes taken so far."""
-        return self._written
+        return self._stream.written
 
     def finalize(self) -> dict[str, Any]:
         """No more bytes: wait until the shard is durable; its record. On an error nothing of it stays."""
-        with self._turn:
-            self._check_open()
-            try:
-                record = self._finish()
-            except BaseException as error:
-                self._fail(error)
-                raise
-            self._state = "finalized"
-            return record.to_dict()
+        return self._stream.finish().to_dict()
 
     def cancel(self) -> None:
         """Give up and remove what was stored; nothing happens if the stream has ended."""
-        job = self._job
-        if job is not None:
-            job.cancel()  # wakes a thread that waits in `write_chunk` with the turn
-        with self._turn:
-            if self._state == "open":
-                self._fail(CancelledError(f"the stream to {self._shard.key} was cancelled"))
+        self._stream.cancel()
 
-    def _open_job(self) -> StreamJob:
-        if self._job is None:
-            self._job = self._shards.start_stream(self._shard)
-            self._collected = weakref.finalize(self, self._job.drop)
-            self._collected.atexit = False  # the store ends its streams before its pool waits for them
-        return self._job
 
-    def _finish(self) -> ShardRecord:
-        if self._job is None:
-            shard = self._shard
-            self._shard = self._shards.shard(shard.id, shard.rank, shard.epoch, empty=True)
-            return store_whole(self._shards, self._shard, payload_of(b""))
-        self._job.end()
-        record = self._shards.finish(self._shard, self._job.future.result())
-        self._forget()
-        return record
+class _ShardBytes(ByteStream[ShardRecord]):
+    """The bytes of a shard, which is durable once its index is stored too."""
 
-    def _fail(self, error: BaseException) -> None:
-        self._state, self._error = "cancelled" if isinstance(error, CancelledError) else "failed", error
-        job = self._job
-        if job is not None:
-            self._forget()
-            job.drop()
-            _give_up(self._shards, self._shard, job)
+    FINISHED, CANCELLED = "finalized", "cancelled"
 
-    def _forget(self) -> None:
-        """The job has ended, or is about to: nothing is left to do at collection."""
-        self._job = None
-        if self._collected is not None:
-            self._collected.detach()
+    def __init__(self, store: object, shards: ShardWriter, shard: Shard) -> None:
+        super().__init__()
+        self._store = store  # a store that was collected could not end its streams
+        self._shards = shards
+        self.shard = shard
 
-    def _check_open(self) -> None:
-        if self._state == "open":
-            return
-        message = f"the stream to {self._shard.key} is {self._state}: start another"
-        if isinstance(self._error, CancelledError):
-            raise CancelledError(message)
-        raise S3dlioError(message) from self._error
+    @property
+    def name(self) -> str:
+        return f"the stream to {self.shard.key}"
+
+    def _start(self) -> StreamJob:
+        return self._shards.start_stream(self.shard)
+
+    def _result_of(self, stored: StoredObject) -> ShardRecord:
+        return self._shards.finish(self.shard, stored)
+
+    def _store_nothing(self) -> ShardRecord:
+        shard = self.shard
+        self.shard = self._shards.shard(shard.id, shard.rank, shard.epoch, empty=True)
+        return store_whole(self._shards, self.shard, payload_of(b""))
+
+    def _discard(self) -> None:
+        self._shards.discard(self.shard)

@@ -1,7 +1,8 @@
 """Saving states: each from its draft to its commit, and what became of it.
 
 Owns the order of things (lay out, stage, store, index, commit) and the saves of one store; ``content`` lays out,
-``writer`` stores, ``saving`` keeps the promises, ``commit`` publishes. ``store`` calls it with checked arguments.
+``writer`` stores, ``saving`` keeps the promises, ``commit`` publishes; a save of all ranks is ``group_saver``'s.
+``store`` calls it with checked arguments.
 """
 
 from __future__ import annotations
@@ -9,29 +10,17 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 from .commit import commit
 from .content import Draft, Pieces
+from .coordination.boards import Seat
 from .engine.ledger import StoredObject
+from .group_saver import GroupSave
 from .handle import Handle
-from .ids import CheckpointId
 from .info import CheckpointInfo
-from .saving import Finisher, Save
+from .saving import Finisher, Meta, Save
 from .writer import Shard, ShardWriter
-
-
-@dataclass(frozen=True, slots=True)
-class Meta:
-    """What is recorded of a save beside its bytes."""
-
-    id: CheckpointId
-    epoch: int
-    framework: str
-    user_meta: Any
-    label: str | None
 
 
 class Staging(Enum):
@@ -50,6 +39,9 @@ class StateSaver:
         self._finisher = Finisher()
         self._failed: list[Save] = []
         self._lock = threading.Lock()
+        self._groups: list[threading.Thread] = []
+        self._turn = threading.Event()  # the group save before has taken its share of the arena
+        self._turn.set()
 
     def pending(self) -> list[Save]:
         """Saves that have not ended."""
@@ -103,6 +95,63 @@ class StateSaver:
         finally:
             returned.set()
 
+    def begin_group(
+        self, draft: Draft, writer: ShardWriter, meta: Meta, staging: Staging, seat: Seat, topic: str
+    ) -> Handle:
+        """Start this rank's part of a save of all ranks; as ``begin``. ``topic``: where the ranks talk of it."""
+        save = Save(meta.id.name)
+        save.committed.add_done_callback(lambda _: self._note_failure(save))
+        self._finisher.take(save)
+        group = GroupSave(save, draft, writer, meta, seat, topic)
+        # Ranks that each hold memory for another one of two saves would wait for each other: all take turns alike.
+        before, turn = self._turn, threading.Event()
+        self._turn = turn
+
+        def stage() -> None:
+            try:
+                before.wait()
+                save.check()
+                group.stage()
+            finally:
+                turn.set()
+
+        try:
+            if staging is not Staging.DEFERRED:
+                stage()
+            self._run_group(save, group, stage if staging is Staging.DEFERRED else None)
+        except BaseException as error:
+            turn.set()
+            save.asked = True
+            group.refuse(error)
+            self._finisher.fail(save, error)
+            raise
+        return Handle(save)
+
+    def _run_group(self, save: Save, group: GroupSave, stage: Callable[[], None] | None) -> None:
+        """Do the rest in a thread of its own: saves that wait for other ranks must not hold up others."""
+        returned = threading.Event()
+
+        def run() -> None:
+            returned.wait()  # as in `_defer`
+            try:
+                if stage is not None:
+                    stage()
+                info = group.finish(self._committed)
+            except Exception as error:  # noqa: BLE001 - it is the handle's to raise
+                traceback.clear_frames(error.__traceback__)
+                group.refuse(error)
+                self._finisher.fail(save, error)
+            else:
+                self._finisher.succeed(save, info)
+
+        thread = threading.Thread(target=run, name="s3dlio-group", daemon=True)
+        try:
+            thread.start()
+        finally:
+            returned.set()
+        with self._lock:
+            self._groups = [thread, *(old for old in self._groups if old.is_alive())]
+
     def _finish(
         self,
         save: Save,
@@ -146,5 +195,7 @@ class StateSaver:
                 raise error
 
     def close(self) -> None:
-        """End the finisher's thread; the caller has waited for the saves that it wants."""
+        """End the threads; the caller has waited for the saves that it wants."""
         self._finisher.close()
+        for thread in self._groups:
+            thread.join()

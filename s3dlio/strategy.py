@@ -19,8 +19,13 @@ SHARDS = "shards/"
 RANKS_MAX = 1 << 17
 """Most ranks of a checkpoint: bounds a manifest, which names each one."""
 
+BY = "by/"
+"""Below ``shards/``: prefixes of the user's own, in folders of letters, digits, ``_``, ``=``, ``-`` and ``.``."""
+
+_FOLDERS = r"(?:[0-9A-Za-z_=-][0-9A-Za-z_=.-]{0,63}/){1,8}"
 _KEY = re.compile(
-    r"shards/(?:rr/[0-9a-f]{1,8}/|bin/[01]{1,32}/)?(ckpt-[^/]+)/rank-(0|[1-9][0-9]{0,8})(\.bin|\.bin\.zst|\.idx)",
+    rf"shards/(?:rr/[0-9a-f]{{1,8}}/|bin/[01]{{1,32}}/|{BY}{_FOLDERS})?"
+    r"(ckpt-[^/]+)/rank-(0|[1-9][0-9]{0,8})(\.bin|\.bin\.zst|\.idx)",
     re.ASCII,
 )
 
@@ -79,6 +84,17 @@ def check_rank(rank: int, world_size: int) -> int:
 def shard_key(strategy: Strategy, id_: CheckpointId, rank: int, codec: str) -> str:
     """The key of a shard; a ``zstd`` shard is a standard zstd stream and its key says so."""
     return f"{SHARDS}{strategy.prefix(rank)}{id_.name}/rank-{rank}{'.bin.zst' if codec == 'zstd' else '.bin'}"
+
+
+def spread_key(key: str, prefix: str) -> str:
+    """A ``flat`` shard key moved below a prefix of the user's own, ``a/b``; ``ConfigError`` if it cannot be one."""
+    spread = f"{SHARDS}{BY}{prefix}/{key.removeprefix(SHARDS)}"
+    if parse_shard_key(spread) is None:
+        raise ConfigError(
+            f"{prefix!r} is no prefix: up to 8 folders of 1 to 64 letters, digits, '_', '=', '-' and '.', none of "
+            "which begins with a '.'"
+        )
+    return spread
 
 
 def index_key(key: str) -> str:

@@ -11,21 +11,23 @@ import glob
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from . import pools
 from .engine.backends.oserrors import translated
-from .engine.contract import ObjectInfo, check_key
+from .engine.contract import ObjectInfo, check_key, is_key
 from .engine.errors import ConfigError, CorruptError, NotFoundError
 from .engine.fetch import fetch_through_slots
 from .engine.job import SaveJob
 from .engine.messages import Fetch
 from .engine.pool import PoolControl
 from .object_uri import Place, split
-from .objects import check_same, start_storing, wait_for
+from .objects import check_same, marks_folder, start_storing, wait_for
+
+_SHOWN = 5
 
 
 def upload(
@@ -147,15 +149,15 @@ def download(
     Objects of a folder keep their names below it; without ``recursive`` only those directly in it come. Each file
     appears whole, replacing what has its name. As many requests are in flight as the workers have connections,
     whatever ``max_in_flight`` says. Raises ``NotFoundError`` where there is nothing, and ``ConfigError``, before
-    anything is written, for a key that would leave the folder.
+    anything is written, for objects whose names no files can have: with an empty, ``.`` or ``..`` component or a
+    backslash, or with the name of a folder that others lie in. Empty objects that only mark a folder are left out.
     """
     _check_count(max_in_flight)
     place = split(src_uri, options)
     pool = pools.keep()
     control = pool.control(place.location)
     found = _named(control, place, recursive)
-    for name in found:
-        check_key(name)
+    _check_files(place, found)
     files = [_Incoming(control, Path(dest_dir, name), info, pool.arena.slot_size) for name, info in found.items()]
     items = [
         (Fetch(place.location, file.info.key, at, size, "none", size, None, None), partial(file.take, at, size))
@@ -163,9 +165,7 @@ def download(
         for at, size in file.ranges
     ]
     try:
-        for file in files:
-            if not file.ranges:
-                file.settle()
+        control.each(_Incoming.settle, [file for file in files if not file.ranges])
         fetch_through_slots(pool, items)
     finally:
         for file in files:
@@ -180,11 +180,24 @@ def _named(control: PoolControl, place: Place, recursive: bool) -> dict[str, Obj
             return {place.key.rpartition("/")[2]: control.head(place.key)}
         except NotFoundError:
             pass
-    listed = {item.key[len(place.folder) :]: item for item in control.list(place.folder)}
-    found = {name: item for name, item in listed.items() if name and (recursive or "/" not in name)}
+    listed = (item for page in control.pages(place.folder, shallow=not recursive) for item in page.objects)
+    found = {item.key[len(place.folder) :]: item for item in listed if not marks_folder(item)}
     if not found:
         raise NotFoundError(f"there is no object at {place.uri}, and none in a folder of that name")
-    return found
+    return dict(sorted(found.items()))
+
+
+def _check_files(place: Place, names: Collection[str]) -> None:
+    """``ConfigError`` for names that cannot be those of files in one folder."""
+    folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
+    bad = [name for name in names if not is_key(name) or name in folders]
+    if bad:
+        shown = ", ".join(repr(place.folder + name) for name in bad[:_SHOWN])
+        more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        raise ConfigError(
+            f"cannot download {place.uri}: no file can be named like the object {shown}{more}; nothing was written: "
+            "rename what these names belong to, or download the others one by one"
+        )
 
 
 class _Incoming:
@@ -224,8 +237,9 @@ class _Incoming:
         return self._fd
 
     def settle(self) -> None:
-        """Give the file its name, if it is of one version of the object."""
-        check_same(self._control, self.info)
+        """Give the file its name, if it is of one version of the object; one without bytes is."""
+        if self.ranges:
+            check_same(self._control, self.info)
         with translated(f"download to {self.path}"):
             os.fsync(self._open())
             self._close()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .config import CheckpointConfig
+from .engine.capture import Capture, CapturedJob
 from .engine.checksum import crc32c_segments, format_crc32c
 from .engine.contract import Location
 from .engine.errors import S3dlioError
@@ -52,15 +53,15 @@ class ShardWriter:
     def control(self) -> PoolControl:
         return self._pool.control(self._location)
 
+    @property
+    def _codec(self) -> str:
+        return "none" if self._config.codec == "auto" and self._location.scheme == "direct" else self._config.codec
+
     def shard(
         self, id_: CheckpointId, rank: int, epoch: int, *, empty: bool = False, label: str | None = None
     ) -> Shard:
         """Name a shard. An empty one is stored plainly: no bytes are no zstd stream."""
-        codec = (
-            "none"
-            if empty or (self._config.codec == "auto" and self._location.scheme == "direct")
-            else self._config.codec
-        )
+        codec = "none" if empty else self._codec
         return Shard(id_, rank, epoch, codec, shard_key(self._config.strategy, id_, rank, codec), label)
 
     def start(self, shard: Shard, total: int, runs: Callable[[int, int], Runs] | None = None) -> SaveJob:
@@ -70,6 +71,22 @@ class ShardWriter:
             self._location,
             shard.key,
             total=total,
+            coding=self._coding(shard, runs),
+            whole_below=self._config.multipart_threshold,
+        )
+
+    def capture(self, total: int) -> Capture:
+        """Room for ``total`` (> 0) raw bytes of a shard of which no more is known yet; errors as in ``Capture``."""
+        return Capture(self._pool, self._location, total, self._codec, self._config.multipart_threshold)
+
+    def start_captured(
+        self, shard: Shard, capture: Capture, runs: Callable[[int, int], Runs] | None = None
+    ) -> CapturedJob:
+        """A job for a shard whose bytes were captured; the caller hands it over."""
+        return CapturedJob(
+            capture,
+            self._location,
+            shard.key,
             coding=self._coding(shard, runs),
             whole_below=self._config.multipart_threshold,
         )

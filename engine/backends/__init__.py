@@ -54,8 +54,28 @@ def open_backend(
 
 
 def retry_policy(location: Location) -> RetryPolicy:
-    """How long to insist at ``location``; an object store's option ``retry_deadline`` bounds it in seconds."""
+    """How long to insist at ``location``.
+
+    An object store's options ``retry_deadline`` and ``first_deadline`` bound it, in seconds.
+    """
     if location.scheme not in OBJECT_STORES:
         return RetryPolicy()
-    deadline = dict(location.options).get("retry_deadline")
-    return replace(REMOTE, deadline=float(deadline)) if isinstance(deadline, (int, float)) else REMOTE
+    return replace(
+        REMOTE,
+        deadline=_seconds(location, "retry_deadline") or REMOTE.deadline,
+        first_deadline=_seconds(location, "first_deadline"),
+    )
+
+
+def insistence(location: Location) -> float:
+    """Seconds for which a request to ``location`` may go on: the time-outs of the last attempt come after the deadline.
+
+    Only those that were given: what the SDKs are given else is well below a minute.
+    """
+    timeouts = (_seconds(location, name) or 0.0 for name in ("connect_timeout", "read_timeout"))
+    return retry_policy(location).deadline + sum(timeouts)
+
+
+def _seconds(location: Location, name: str) -> float | None:
+    value = dict(location.options).get(name)
+    return float(value) if isinstance(value, (int, float)) else None

@@ -10,9 +10,7 @@ call that drops them, and a commit or a put of the same key drops those of all u
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,16 +19,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
-from azure.storage.blob import BlobBlock, BlobClient, BlobProperties
+from azure.storage.blob import BlobBlock, BlobClient
 
-from ..contract import Limits, Location, ObjectInfo, PartReceipt, Segments, UploadInfo, check_key
+from ..contract import Backend, Limits, Location, ObjectInfo, Page, PartReceipt, Segments, UploadInfo, check_key
 from ..errors import BrokenReadError, ConfigError, CorruptError, NotFoundError, PreconditionError, StorageError
+from . import azure_listing
 from . import azure_probe as probe
 from . import azure_wire as wire
 from .azure_client import Client, expiry, request_id
 from .azure_errors import BLOCKS_GONE, AzureErrors, code_of
 from .azure_options import UPLOAD, AzureOptions, read
-from .checks import check_part, check_parts, check_put, check_range, folder_of
+from .checks import check_listed, check_part, check_parts, check_put, check_range, check_version, folder_of, overwritten
 
 MIB = 1 << 20
 LIMITS = Limits(part_min=1, part_max=4000 * MIB, parts_max=50_000, put_max=5000 * MIB)
@@ -47,7 +46,7 @@ def open_location(location: Location) -> AzureBackend:
     return AzureBackend(location.uri, read(location))
 
 
-class AzureBackend:
+class AzureBackend(Backend):
     """``Backend`` over one container; ``uri`` names it in messages."""
 
     def __init__(self, uri: str, options: AzureOptions) -> None:
@@ -113,18 +112,16 @@ class AzureBackend:
             raise NotFoundError(f"{self._doing('head', key)}: it does not exist")
         return found[0]
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list_page(self, prefix: str = "", *, shallow: bool = False, after: str = "", limit: int | None = None) -> Page:
         folder_of(prefix)
-        # An account with folders gives keys in the order of its folders, and the folders as blobs without bytes.
-        found = [
-            ObjectInfo(key, blob.size, wire.etag_of(blob.etag), wire.seconds_of(blob.last_modified))
-            for key, blob in self._blobs(prefix, ("metadata",))
-            if (blob.metadata or {}).get(wire.FOLDER) != "true"
-        ]
-        return iter(sorted(found, key=lambda info: info.key))
+        with self._errors.told(self._doing("list", prefix)):
+            container = self._client.container
+            return azure_listing.page(container, self._prefix, prefix, shallow=shallow, after=after, limit=limit)
 
     def delete(self, key: str) -> None:
-        check_key(key)
+        check_listed(key)
+        if "\\" in key or any(part in (".", "..") for part in key.split("/")):
+            raise ConfigError(f"{key!r} is not deleted: on its way to Azure such a name becomes that of another blob")
         with self._errors.told(self._doing("delete", key)):
             try:
                 self._blob(key).delete_blob(client_request_id=request_id())
@@ -135,7 +132,8 @@ class AzureBackend:
     def uploads(self, prefix: str = "") -> Iterator[UploadInfo]:
         """Uploads to keys that have no committed blob: Azure does not list the others' blocks."""
         folder_of(prefix)
-        empty = [key for key, blob in self._blobs(prefix, ("uncommittedblobs",)) if not blob.size]
+        with self._errors.told(self._doing("list", prefix)):
+            empty = azure_listing.uncommitted(self._client.container, self._prefix, prefix)
         return iter(sorted((info for key in empty for info in self._uploads_of(key)), key=lambda i: (i.key, i.upload)))
 
     def abort(self, key: str, upload: str) -> None:
@@ -146,6 +144,7 @@ class AzureBackend:
 
     def begin(self, key: str, *, size: int | None = None) -> str:
         check_key(key)
+        self._verified()  # asked by the one worker that begins, lest all that then store parts ask at once
         return wire.new_upload()
 
     def put_part(self, key: str, upload: str, number: int, offset: int, data: Segments) -> PartReceipt:
@@ -187,31 +186,39 @@ class AzureBackend:
             raise CorruptError(f"{key} holds {found[0].size} bytes after parts of {size} were committed")
         return replace(found[0], verified=how)
 
-    def get_range(self, key: str, offset: int, into: memoryview) -> None:
+    def get_range(self, key: str, offset: int, into: memoryview, *, if_match: str | None = None) -> None:
         check_range(key, offset, into)
-        length, reached, total = into.nbytes, 0, None
+        length, reached, total, etag = into.nbytes, 0, None, ""
         doing = self._doing(f"bytes {offset}..{offset + length} of", key)
+        name = self._prefix + key
         try:
             if length:
-                with self._errors.told(doing), self._client.download(self._prefix + key, offset, length) as download:
+                with self._errors.told(doing), self._client.download(name, offset, length, if_match) as download:
+                    etag = wire.etag_of(download.headers.get("ETag", ""))
+                    check_version(key, etag, if_match)  # not all that speaks the protocol keeps the condition
                     wire.check_range_of(download.headers, doing, offset)
                     total = wire.total_of(download.headers)
                     for done in download.fill(into):
                         reached = done
+        except PreconditionError:
+            raise overwritten(key) from None
         except StorageError as error:
             if not error.transient or not reached:
                 raise
-            raise BrokenReadError(str(error), reached=reached) from None
+            raise BrokenReadError(str(error), reached=reached, etag=etag) from None
         except CorruptError:  # the blob ends before the range begins
             pass
         else:
             if length and reached == length:
                 return
-        end = self.head(key).size if total is None else total
-        if end < offset + length and reached < max(1, length):
-            raise CorruptError(f"{key} ends at {end}, before byte {offset + length}")
+        if total is None:
+            info = self.head(key)
+            check_version(key, info.etag, if_match)
+            total = info.size
+        if total < offset + length and reached < max(1, length):
+            raise CorruptError(f"{key} ends at {total}, before byte {offset + length}")
         if reached < length:
-            raise BrokenReadError(f"{doing}: the answer ended after {reached} bytes", reached=reached)
+            raise BrokenReadError(f"{doing}: the answer ended after {reached} bytes", reached=reached, etag=etag)
 
     def close(self) -> None:
         with self._client_lock:
@@ -233,9 +240,8 @@ class AzureBackend:
         return self._client.container.get_blob_client(self._prefix + key)
 
     def _verified(self) -> frozenset[str]:
-        """The checksums that the endpoint verifies; the first writer of a process finds out."""
-        endpoint = self._options.endpoint_url
-        name = f".s3dlio-probe-{secrets.token_hex(8)}"  # never committed, so never a blob
+        """The checksums that the endpoint verifies; the first writer finds out."""
+        endpoint, name = self._options.endpoint_url, probe.new_name()
 
         def send(headers: Mapping[str, str]) -> None:
             self._stage(name, "probe", probe.BODY, len(probe.BODY), headers)
@@ -276,17 +282,6 @@ class AzureBackend:
         return ObjectInfo(key, blob.size, wire.etag_of(blob.etag), wire.seconds_of(blob.last_modified)), metadata.get(
             UPLOAD, ""
         )
-
-    def _blobs(self, prefix: str, include: tuple[str, ...]) -> Iterator[tuple[str, BlobProperties]]:
-        """Blobs whose key begins with ``prefix``, page by page; what is no key is somebody else's."""
-        begin = self._prefix + prefix
-        with self._errors.told(self._doing("list", prefix)):
-            for blob in self._client.container.list_blobs(
-                name_starts_with=begin or None, include=list(include), client_request_id=request_id()
-            ):
-                key = blob.name[len(self._prefix) :]
-                with contextlib.suppress(ConfigError):
-                    yield check_key(key), blob
 
     def _uploads_of(self, key: str) -> Iterator[UploadInfo]:
         with self._errors.told(self._doing("list the blocks of", key)):

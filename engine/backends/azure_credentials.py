@@ -1,7 +1,8 @@
 """Which credential and which endpoint an ``az://`` store has: given as options first, then in the environment.
 
 Pure: options and environment variables in, options of the location out. Owns connection strings, SAS tokens and URLs
-of accounts; makes no client. No message here shows a credential. Called by ``azure_options``.
+of accounts, and how it is told that azure-identity found nothing; makes no client. No message here shows a credential.
+Called by ``azure_options`` and ``azure_errors``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import base64
 import binascii
 import ipaddress
 import json
+import re
 from collections.abc import Callable, Mapping
 from urllib.parse import parse_qs, urlsplit
 
@@ -19,6 +21,9 @@ from ..errors import ConfigError
 PUBLIC = ".blob.core.windows.net"
 IDENTITY = ("AZURE_", "IDENTITY_", "MSI_")
 """How the variables begin that azure-identity reads."""
+
+_ATTEMPT = re.compile(r"(\w+)Credential(?:: (.*))?")
+_REASON = 100  # characters of each
 
 _GIVEN = ("connection_string", "account_key", "sas_token", "anonymous")
 _ENDPOINTS = ("AZURE_STORAGE_ENDPOINT", "AZURE_BLOB_ENDPOINT_URL", "AZURE_STORAGE_SERVICE_ENDPOINT")
@@ -91,6 +96,20 @@ def check_endpoint(text: str, source: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or not text.isprintable():
         raise ConfigError(f"{source} must be http:// or https:// with a host, not {text!r}")
     return text.rstrip("/")
+
+
+def tried(text: str) -> str:
+    """What azure-identity says of the credentials it tried, in many lines, as one; its first line where it names none.
+
+    Of each the first sentence that tells more than that it is unavailable.
+    """
+    lines = [line.strip() for line in text.strip().splitlines()]
+    attempts = []
+    for found in filter(None, map(_ATTEMPT.fullmatch, lines)):
+        sentences = [each.rstrip(".") for each in (found.group(2) or "").split(". ")]
+        reason = next((each for each in sentences if each and not each.endswith("unavailable")), "unavailable")
+        attempts.append(f"{found.group(1)} ({reason[:_REASON]})")
+    return f"tried {', '.join(attempts)}" if attempts else "".join(lines[:1])
 
 
 def _check_key(text: str) -> str:

@@ -31,6 +31,7 @@ from ..errors import (
     StorageFullError,
     ThrottledError,
 )
+from .azure_credentials import tried
 
 NETWORK = (OSError, http.client.HTTPException, requests.RequestException, urllib3.exceptions.HTTPError)
 """What reading a response may raise beside ``AzureError``."""
@@ -103,8 +104,10 @@ class AzureErrors:
             return self._answered(error, doing, checked)
         if isinstance(error, ClientAuthenticationError):
             return AccessDeniedError(
-                f"{doing}: no credential for the account {self._account} was found ({_first_line(error)}); give the "
-                "option account_key, sas_token, connection_string or anonymous, or sign in with: az login"
+                f"{doing}: no credential for the account {self._account} was found "
+                f"({scrub(tried(str(error.message or error)))}); set AZURE_STORAGE_CONNECTION_STRING, "
+                "AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, or the option connection_string, account_key, sas_token "
+                "or anonymous, or sign in with: az login"
             )
         if isinstance(error, DecodeError):
             return StorageError(f"{doing}: the answer is damaged ({_first_line(error)})", transient=True)

@@ -80,7 +80,8 @@ def read(location: Location) -> AzureOptions:
     if unknown or "connection_string" in values:
         raise ConfigError(f"{location.uri}: a location holds no option {', '.join(sorted(unknown))}; make it by parse")
     environment = values.pop("environment", None)
-    values.pop("retry_deadline", None)
+    for name in ("retry_deadline", "first_deadline"):  # for the retries around the backend
+        values.pop(name, None)
     checked: dict[str, Any] = {name: _CHECKS[name](name, value) for name, value in values.items() if value is not None}
     endpoint = checked.pop("endpoint_url", None)
     for name in ("tags", "metadata"):
@@ -140,13 +141,6 @@ def _seconds(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ConfigError(f"option {name} must be a number of seconds above 0, not {value!r}")
     return float(value)
-
-
-def _deadline(name: str, value: object) -> float:
-    """Workers that answer nothing for 300 s count as hung: a longer insistence would cost them their lives."""
-    if _seconds(name, value) > 240:
-        raise ConfigError(f"option {name} must be at most 240 seconds, not {value!r}: save again after that")
-    return _seconds(name, value)
 
 
 def _endpoint(name: str, value: object) -> str:
@@ -216,9 +210,10 @@ _CHECKS: dict[str, Callable[[str, object], Option]] = {
     "connection_string": _secret,
     "encryption_scope": _scope,
     "endpoint_url": _endpoint,
+    "first_deadline": _seconds,
     "metadata": _metadata,
     "read_timeout": _seconds,
-    "retry_deadline": _deadline,
+    "retry_deadline": _seconds,
     "sas_token": _secret,
     "tags": _tags,
     "tier": _tier,

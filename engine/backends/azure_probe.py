@@ -1,7 +1,7 @@
 """Which checksum an endpoint compares with the bytes it receives: known of Azure's own, asked once of all others.
 
-Owns the question and its answers, one for each endpoint and process. An endpoint may take a checksum without looking at
-it, so it is asked with wrong ones: only a refusal proves that it looks. The ``azure`` backend gives the way to ask.
+Owns the question, one for each endpoint; ``answers`` remembers. An endpoint may take a checksum without looking at it,
+so it is asked with wrong ones: only a refusal proves that it looks. The ``azure`` backend gives the way to ask.
 """
 
 from __future__ import annotations
@@ -9,29 +9,36 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+import secrets
 import threading
 from collections.abc import Callable, Mapping
 
 from azure.core.exceptions import HttpResponseError
 
-from ..contract import Segments
+from ..contract import PROBE, Segments
 from . import crc64
+from .answers import Question
 from .azure_errors import CHECKSUM, UNSUPPORTED, code_of
 
 MD5 = "md5"
 BOTH = frozenset({crc64.NAME, MD5})
 BODY = b"s3dlio"
+_BITS = {crc64.NAME: 1, MD5: 2}
 
 _KNOWN = (".blob.core.windows.net", ".blob.core.usgovcloudapi.net", ".blob.core.chinacloudapi.cn", ".storage.azure.net")
 
 log = logging.getLogger("s3dlio.engine.backend")
 
-_answers: dict[str, frozenset[str]] = {}
-_locks: dict[str, threading.Lock] = {}
+_questions: dict[str, Question] = {}
 _table_lock = threading.Lock()
 
 Send = Callable[[Mapping[str, str]], None]
 """Stores ``BODY`` as a block with the headers given; raises what the SDK raises."""
+
+
+def new_name() -> str:
+    """The key of a blob to stage ``BODY`` for; it is never committed, so that no listing shows it."""
+    return f"{PROBE}{secrets.token_hex(8)}"
 
 
 def crc64_header(value: int) -> dict[str, str]:
@@ -57,11 +64,11 @@ def verified_by(endpoint: str, host: str, send: Send) -> frozenset[str]:
     if host.endswith(_KNOWN):
         return BOTH
     with _table_lock:
-        lock = _locks.setdefault(endpoint, threading.Lock())
-    with lock:  # all lanes begin at once, and one of them asks
-        if endpoint not in _answers:
-            _answers[endpoint] = ask(endpoint, send)
-        return _answers[endpoint]
+        question = _questions.get(endpoint)
+        if question is None:
+            question = _questions[endpoint] = Question(f"checksums of az at {endpoint}")
+    found = question.answer(lambda: sum(_BITS[name] for name in ask(endpoint, send)))
+    return frozenset(name for name, bit in _BITS.items() if found & bit)
 
 
 def ask(endpoint: str, send: Send) -> frozenset[str]:
@@ -93,4 +100,4 @@ def _refuses(send: Send, headers: Mapping[str, str]) -> bool:
 def forget() -> None:
     """Ask again: for tests."""
     with _table_lock:
-        _answers.clear()
+        _questions.clear()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..contract import Limits, PartReceipt, Segments, check_key
-from ..errors import ConfigError, CorruptError
+from ..contract import PROBE, Limits, PartReceipt, Segments, check_key
+from ..errors import ConfigError, CorruptError, PreconditionError
 
 
 def size_of(data: Segments) -> int:
@@ -75,9 +75,31 @@ def check_range(key: str, offset: int, into: memoryview) -> None:
         raise ConfigError(f"{key}: a range is read into a writable contiguous view of bytes")
 
 
+def check_version(what: str, etag: str, if_match: str | None) -> None:
+    """``PreconditionError`` unless what is read is the version ``if_match``, where one is asked for."""
+    if if_match is not None and etag != if_match:
+        raise overwritten(what)
+
+
+def overwritten(what: str) -> PreconditionError:
+    """That the version of which a part is read already is gone."""
+    return PreconditionError(f"{what} was overwritten while it was read: read it again")
+
+
+def check_listed(name: str) -> None:
+    """``ConfigError`` for what no listing tells, as the name of an object to delete."""
+    if not name or "\0" in name:
+        raise ConfigError(f"{name!r} is the name of no object")
+
+
 def folder_of(prefix: str) -> str:
     """The folder all keys with this ``prefix`` lie in, "" for the root; ``ConfigError`` if it could leave the root."""
     folder = prefix.rpartition("/")[0]
     if folder or prefix.startswith("/"):
         check_key(folder)
     return folder
+
+
+def is_probe(name: str) -> bool:
+    """Whether a key or a prefix is that of objects by which a store is asked what it can do."""
+    return name.rpartition("/")[2].startswith(PROBE)

@@ -159,7 +159,12 @@ def locked(path: str, *, needed: bool) -> Iterator[None]:
 
 def _take_lock(lock: str, needed: bool) -> int | None:
     while True:
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG or needed:
+                raise
+            return None  # no key of ours is so long: none of our writers is kept out
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             if _is_at(fd, lock):

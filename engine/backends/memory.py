@@ -14,11 +14,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..contract import Limits, Location, ObjectInfo, PartReceipt, Segments, UploadInfo, check_key
+from ..contract import Backend, Limits, Location, ObjectInfo, Page, PartReceipt, Segments, UploadInfo, check_key
 from ..errors import ConfigError, CorruptError, NotFoundError, PreconditionError, StorageError
-from .checks import check_part, check_parts, check_put, check_range, folder_of
+from .checks import check_part, check_parts, check_put, check_range, check_version, folder_of
 
 LIMITS = Limits(part_min=1, part_max=1 << 30, parts_max=10_000, put_max=64 << 20)
+PAGE = 1000
+"""Entries of a page, unless fewer are asked for."""
 
 
 @dataclass(slots=True)
@@ -63,7 +65,7 @@ def forget(root: str) -> None:
         _stores.pop(root, None)
 
 
-class MemoryBackend:
+class MemoryBackend(Backend):
     """``Backend`` over dictionaries; ``root`` names the store within this process."""
 
     def __init__(self, root: str, limits: Limits = LIMITS) -> None:
@@ -95,12 +97,16 @@ class MemoryBackend:
     def head(self, key: str) -> ObjectInfo:
         return self._find(key)[1]
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list_page(self, prefix: str = "", *, shallow: bool = False, after: str = "", limit: int | None = None) -> Page:
         folder_of(prefix)
+        found: dict[str, ObjectInfo | None] = {}
         with self._store.lock:
-            found = sorted(key for key in self._store.objects if key.startswith(prefix))
-            infos = [self._store.objects[key][1] for key in found]
-        return iter(infos)
+            for key, (_, info) in self._store.objects.items():
+                if key.startswith(prefix):
+                    name, slash, _ = key[len(prefix) :].partition("/")
+                    below = shallow and bool(slash)
+                    found[prefix + name + slash if below else key] = None if below else info
+        return Page.of(((name, found[name]) for name in sorted(found) if name > after), limit or PAGE)
 
     def delete(self, key: str) -> None:
         check_key(key)
@@ -150,9 +156,10 @@ class MemoryBackend:
             del self._store.uploads[upload]
             return info
 
-    def get_range(self, key: str, offset: int, into: memoryview) -> None:
+    def get_range(self, key: str, offset: int, into: memoryview, *, if_match: str | None = None) -> None:
         check_range(key, offset, into)
         body, info = self._find(key)
+        check_version(key, info.etag, if_match)
         if offset + into.nbytes > info.size:
             raise CorruptError(f"{key} ends at {info.size}, before byte {offset + into.nbytes}")
         into[:] = memoryview(body)[offset : offset + into.nbytes]

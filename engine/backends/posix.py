@@ -23,10 +23,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from ..contract import Limits, Location, ObjectInfo, PartReceipt, Segments, UploadInfo, check_key
+from ..contract import Backend, Limits, Location, ObjectInfo, Page, PartReceipt, Segments, UploadInfo, check_key
 from ..errors import ConfigError, CorruptError, NotFoundError, PreconditionError, StorageError
 from . import durable
-from .checks import check_part, check_parts, check_put, check_range
+from .checks import check_part, check_parts, check_put, check_range, check_version
 from .direct_io import ALIGNMENT, SMALL, read_buffered
 from .oserrors import translated
 from .posix_names import UploadName, beside, check_name, is_hidden, new_token, parse_upload, upload_of
@@ -34,6 +34,8 @@ from .posix_tree import walk
 from .route import Route
 
 LIMITS = Limits(part_min=1, part_max=1 << 30, parts_max=1 << 20, put_max=64 << 20, alignment=ALIGNMENT)
+PAGE = 1 << 16
+"""Entries of a page. Each page after the first reads its folder's names again: 1 to 3 s for a million."""
 
 
 def open_location(location: Location) -> PosixBackend:
@@ -45,7 +47,7 @@ def open_location(location: Location) -> PosixBackend:
     return PosixBackend(location.root, direct=location.scheme == "direct")
 
 
-class PosixBackend:
+class PosixBackend(Backend):
     """``Backend`` over the folder ``root``, made at the first write.
 
     ``direct``: read past the page cache even what it holds, and never leave O_DIRECT in silence. Objects put whole with
@@ -103,14 +105,17 @@ class PosixBackend:
             raise NotFoundError(f"{path} does not exist")
         return _info(key, found)
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list_page(self, prefix: str = "", *, shallow: bool = False, after: str = "", limit: int | None = None) -> Page:
         self._check_root()
-        for key, found in walk(self._root, prefix):
-            if key.startswith(prefix) and not is_hidden(key.rpartition("/")[2]):
-                yield _info(key, found)
+        entries = (
+            (key, None if key.endswith("/") else _info(key, found))
+            for key, found in walk(self._root, prefix, after=after, shallow=shallow)
+            if key.startswith(prefix) and not is_hidden(key.rpartition("/")[2])
+        )
+        return Page.of(entries, limit or PAGE)
 
     def delete(self, key: str) -> None:
-        path = self._path(key)
+        path = self._listed_path(key)
         with translated(f"delete of {path}"):
             if self._stat(path) is None:
                 return
@@ -129,6 +134,12 @@ class PosixBackend:
                 target = f"{folder}/{upload[0]}" if folder else upload[0]
                 if target.startswith(prefix):
                     yield UploadInfo(target, str(upload[1]), upload[1].began / 1e9)
+
+    def written(self, key: str, upload: str) -> float:
+        path, name = self._path(key), parse_upload(upload)
+        with translated(f"stat of the upload to {path}"):
+            found = None if name is None else self._stat(beside(path, name.token))
+        return 0.0 if found is None else found.st_mtime
 
     def abort(self, key: str, upload: str) -> None:
         path = self._path(key)
@@ -197,12 +208,13 @@ class PosixBackend:
             self._folders.settle(os.path.dirname(path))
         return info
 
-    def get_range(self, key: str, offset: int, into: memoryview) -> None:
+    def get_range(self, key: str, offset: int, into: memoryview, *, if_match: str | None = None) -> None:
         check_range(key, offset, into)
         path = self._path(key)
         with translated(f"read of {path}"):
             fd, found = self._open(path)
             try:
+                check_version(path, _info(key, found).etag, if_match)
                 end = offset + into.nbytes
                 if end > found.st_size or offset + self._route.read(fd, offset, into) < end:
                     raise CorruptError(f"{path} ends at {os.fstat(fd).st_size}, before byte {end}")
@@ -214,6 +226,14 @@ class PosixBackend:
 
     def _path(self, key: str) -> str:
         check_name(check_key(key))
+        return f"{self._root.rstrip('/')}/{key}"
+
+    def _listed_path(self, key: str) -> str:
+        """The path of any file that a listing tells, which another program may have given a name that is no key."""
+        name = key.rpartition("/")[2]
+        check_key(key.replace("\\", "_"))
+        if is_hidden(name):
+            raise ConfigError(f"{key}: {name!r} is the name of an unfinished upload or a lock")
         return f"{self._root.rstrip('/')}/{key}"
 
     def _stat(self, path: str) -> os.stat_result | None:

@@ -13,10 +13,23 @@ from collections.abc import Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from ..contract import Limits, Location, ObjectInfo, PartReceipt, Segments, UploadInfo, check_key
+from botocore.exceptions import ClientError
+
+from ..contract import (
+    Backend,
+    Limits,
+    Location,
+    ObjectInfo,
+    Page,
+    PartReceipt,
+    Segments,
+    UploadInfo,
+    check_key,
+    is_key,
+)
 from ..errors import CorruptError, NotFoundError, StorageError
 from . import crc64, s3_download, s3_errors, s3_multipart, s3_options
-from .checks import check_part, check_parts, check_put, check_range, folder_of
+from .checks import check_listed, check_part, check_parts, check_put, check_range, check_version, folder_of, is_probe
 from .s3_abilities import Mode
 from .s3_bucket import Bucket, fine_if_absent
 
@@ -29,7 +42,7 @@ def open_location(location: Location) -> S3Backend:
     return S3Backend(s3_options.read(location))
 
 
-class S3Backend:
+class S3Backend(Backend):
     """``Backend`` over one bucket and prefix."""
 
     def __init__(self, options: s3_options.S3Options) -> None:
@@ -70,27 +83,29 @@ class S3Backend:
         with self._bucket.telling("head", key):
             return _info_of(key, self._bucket.client.head_object(**self._bucket.at(key)))
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list_page(self, prefix: str = "", *, shallow: bool = False, after: str = "", limit: int | None = None) -> Page:
         folder_of(prefix)
-        bucket = self._bucket
-        mark: dict[str, str] = {}
-        while True:
-            with bucket.telling("list", prefix):
-                page = _whole(bucket.client.list_objects_v2(**bucket.below(prefix), **mark))
-                infos = [
-                    ObjectInfo(key, found["Size"], found["ETag"], _seconds(found["LastModified"]))
-                    for found in page.get("Contents", ())
-                    if (key := bucket.key_of(found["Key"])) is not None
-                ]
-                mark = {"ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else {}
-            yield from infos
-            if not mark:
-                return
+        bucket, asked = self._bucket, is_probe(prefix)
+        given = {"Delimiter": "/" if shallow else "", "ContinuationToken": after, "MaxKeys": limit}
+        with bucket.telling("list", prefix):
+            wanted = {name: value for name, value in given.items() if value}
+            page = s3_errors.whole(bucket.client.list_objects_v2(**bucket.below(prefix), **wanted))
+            objects = tuple(
+                ObjectInfo(name, found["Size"], found["ETag"], _seconds(found["LastModified"]))
+                for found in page.get("Contents", ())
+                if (name := found["Key"][len(bucket.prefix) :]) and (asked or not is_probe(name))
+            )
+            folders = tuple(found["Prefix"][len(bucket.prefix) :] for found in page.get("CommonPrefixes", ()))
+            return Page(objects, folders, page["NextContinuationToken"] if page.get("IsTruncated") else "")
 
     def delete(self, key: str) -> None:
-        check_key(key)
-        with self._bucket.telling("delete", key), fine_if_absent():
-            self._bucket.client.delete_object(**self._bucket.at(key))
+        check_listed(key)
+        bucket = self._bucket
+        with bucket.telling("delete", key), fine_if_absent():
+            if is_key(key):
+                bucket.client.delete_object(**bucket.at(key))
+            else:  # in a path a name such as "a/../b" may become another's, and "/" the bucket's
+                self._delete_by_name(key)
 
     def uploads(self, prefix: str = "") -> Iterator[UploadInfo]:
         folder_of(prefix)
@@ -99,7 +114,7 @@ class S3Backend:
         while True:
             with bucket.telling("uploads", prefix):
                 # No EncodingType: LocalStack takes it, encodes what it is asked and not what it answers.
-                page = _whole(bucket.client.list_multipart_uploads(**bucket.below(prefix), **mark))
+                page = s3_errors.whole(bucket.client.list_multipart_uploads(**bucket.below(prefix), **mark))
                 infos = [
                     UploadInfo(key, found["UploadId"], found["Initiated"].timestamp())
                     for found in page.get("Uploads", ())
@@ -112,6 +127,12 @@ class S3Backend:
             if not mark:
                 return
 
+    def written(self, key: str, upload: str) -> float:
+        check_key(key)
+        with self._bucket.telling("list the parts", key), fine_if_absent():
+            return max((part["LastModified"].timestamp() for part in self._parts(key, upload)), default=0.0)
+        return 0.0
+
     def abort(self, key: str, upload: str) -> None:
         check_key(key)
         with self._bucket.telling("abort", key), fine_if_absent():
@@ -123,7 +144,7 @@ class S3Backend:
         with bucket.telling("begin", key):
             checksum = s3_multipart.beginning(bucket.mode())
             reply = bucket.client.create_multipart_upload(**bucket.at(key), **bucket.stored, **checksum)
-            _whole(reply, "UploadId")
+            s3_errors.whole(reply, "UploadId")
             return str(reply["UploadId"])
 
     def put_part(self, key: str, upload: str, number: int, offset: int, data: Segments) -> PartReceipt:
@@ -142,7 +163,8 @@ class S3Backend:
             parameters = s3_multipart.completion(parts, size, mode)
             try:
                 if s3_multipart.needs_listing(parts, mode):
-                    s3_multipart.compare(bucket.uri(key), parts, self._parts(key, upload))
+                    stored = {part["PartNumber"]: (part["Size"], part["ETag"]) for part in self._parts(key, upload)}
+                    s3_multipart.compare(bucket.uri(key), parts, stored)
                 reply = client.complete_multipart_upload(**bucket.at(key), UploadId=upload, **parameters)
             except s3_errors.FAILURES as error:
                 if s3_errors.is_absent(error):
@@ -160,35 +182,45 @@ class S3Backend:
                 return self._settle(key, upload, parts, size)
         return ObjectInfo(key, size, reply["ETag"], _date_of(reply), s3_multipart.verified(parts))
 
-    def get_range(self, key: str, offset: int, into: memoryview) -> None:
+    def get_range(self, key: str, offset: int, into: memoryview, *, if_match: str | None = None) -> None:
         check_range(key, offset, into)
-        bucket, end = self._bucket, offset + into.nbytes
+        bucket, uri, end = self._bucket, self._bucket.uri(key), offset + into.nbytes
         with bucket.telling("get_range", key):
             if not into.nbytes:  # there is no range of no bytes
-                self._check_end(key, end)
+                self._check_end(key, end, if_match)
                 return
+            condition = {} if if_match is None else {"IfMatch": if_match}
             try:
-                reply = bucket.client.get_object(**bucket.at(key), Range=f"bytes={offset}-{end - 1}")
+                reply = bucket.client.get_object(**bucket.at(key), Range=f"bytes={offset}-{end - 1}", **condition)
             except s3_errors.FAILURES as error:
-                if s3_errors.status_of(error) == 416:
-                    self._check_end(key, end)
+                if s3_errors.status_of(error) in (412, 416):
+                    self._check_end(key, end, if_match)
                 raise
             with contextlib.closing(reply["Body"]) as body:
-                s3_download.check(bucket.uri(key), offset, end, reply)
-                s3_download.fill(bucket.uri(key), body, into)
+                etag = reply.get("ETag", "")
+                check_version(uri, etag, if_match)  # not all stores keep the condition
+                s3_download.check(uri, offset, end, reply)
+                s3_download.fill(uri, body, into, etag)
 
     def close(self) -> None:
         self._bucket.close()
 
-    def _parts(self, key: str, upload: str) -> dict[int, tuple[int, str]]:
-        """The parts that an upload holds: size and tag by number."""
-        stored: dict[int, tuple[int, str]] = {}
+    def _delete_by_name(self, name: str) -> None:
+        """Remove an object by a request whose body holds its name."""
+        bucket = self._bucket
+        doomed = {"Objects": [{"Key": bucket.prefix + name}], "Quiet": True}
+        reply = bucket.client.delete_objects(Bucket=bucket.name, Delete=doomed, **bucket.common)
+        for error in reply.get("Errors", ()):
+            raise ClientError({"Error": error}, "DeleteObjects")
+
+    def _parts(self, key: str, upload: str) -> Iterator[dict[str, Any]]:
+        """The parts that an upload holds, as the store tells them."""
         mark: dict[str, int] = {}
         while True:
-            page = _whole(self._bucket.client.list_parts(**self._bucket.at(key), UploadId=upload, **mark))
-            stored |= {part["PartNumber"]: (part["Size"], part["ETag"]) for part in page.get("Parts", ())}
+            page = s3_errors.whole(self._bucket.client.list_parts(**self._bucket.at(key), UploadId=upload, **mark))
+            yield from page.get("Parts", ())
             if not page.get("IsTruncated"):
-                return stored
+                return
             mark = {"PartNumberMarker": page["NextPartNumberMarker"]}
 
     def _settle(self, key: str, upload: str, parts: Sequence[PartReceipt], size: int) -> ObjectInfo:
@@ -205,18 +237,12 @@ class S3Backend:
         info = _info_of(key, head)
         return ObjectInfo(key, info.size, info.etag, info.modified, s3_multipart.verified(parts))
 
-    def _check_end(self, key: str, end: int) -> None:
-        """``CorruptError`` if the object ends before ``end``."""
-        size = self.head(key).size
-        if size < end:
-            raise CorruptError(f"{self._bucket.uri(key)} ends at {size}, before byte {end}")
-
-
-def _whole(reply: dict[str, Any], always: str = "IsTruncated") -> dict[str, Any]:
-    """``reply``, unless it was cut before its first byte: the SDK takes that for an answer without anything in it."""
-    if always not in reply:
-        raise StorageError("the store's answer has no body: it was cut on its way", transient=True)
-    return reply
+    def _check_end(self, key: str, end: int, if_match: str | None) -> None:
+        """``PreconditionError`` if the object is another version, ``CorruptError`` if it ends before ``end``."""
+        info = self.head(key)
+        check_version(self._bucket.uri(key), info.etag, if_match)
+        if info.size < end:
+            raise CorruptError(f"{self._bucket.uri(key)} ends at {info.size}, before byte {end}")
 
 
 def _info_of(key: str, reply: dict[str, Any]) -> ObjectInfo:

@@ -1,8 +1,8 @@
 """What an S3 store really does with checksums and conditions: stores accept headers that they then ignore.
 
-Owns the questions, the rules that turn answers into a way of working, and the memory of it, one for each endpoint and
-bucket of the process. Amazon's own servers are known and not asked. ``s3`` asks before the first write that depends on
-it; whatever fails for want of network or permission is raised and nothing is concluded.
+Owns the questions and the rules that turn answers into a way of working, for each endpoint and bucket; ``answers``
+remembers. Amazon's own servers are known and not asked. ``s3`` asks before the first write that depends on it; whatever
+fails for want of network or permission is raised and nothing is concluded.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from ..contract import PROBE
 from ..errors import PreconditionError, StorageError
 from . import crc64, s3_client, s3_errors
+from .answers import Question
 
 Mode = Literal["full", "part", "md5", "none"]
 """How writes are verified.
@@ -26,8 +28,7 @@ Mode = Literal["full", "part", "md5", "none"]
 request. ``none``: the store compares nothing.
 """
 
-PROBE = ".s3dlio-probe-"
-"""How the names of probe objects begin; listings leave them out."""
+_MODES: tuple[Mode, ...] = ("full", "part", "md5", "none")
 _BODY = b"s3dlio asks what this store verifies"
 _OTHER_MD5 = base64.b64encode(bytes(16)).decode()
 _OTHER_TAG = '"0123456789abcdef0123456789abcdef"'
@@ -72,40 +73,40 @@ def mode_of(found: ChecksumEvidence) -> Mode:
 
 
 class Abilities:
-    """What one store does, asked for when it is needed; safe for threads, which wait for the one that asks."""
+    """What one store does, asked for when it is needed."""
 
     def __init__(self, endpoint: str, bucket: str) -> None:
         self._name = f"s3://{bucket} at {endpoint}"
-        self._lock = threading.Lock()
         self._amazon = s3_client.is_amazon(endpoint)
-        self._mode: Mode | None = "full" if self._amazon else None
-        self._conditions = Conditions(True, True) if self._amazon else None
+        self._checksums = Question(f"checksums of {self._name}")
+        self._kept = Question(f"conditions of {self._name}")
 
     def mode(self, probe: Callable[[], Probe]) -> Mode:
         """How writes are verified here; ``probe`` makes what asks the store the first time."""
-        with self._lock:
-            if self._mode is None:
-                self._mode = mode_of(probe().checksums())
-                if self._mode == "none":
-                    self._warn("verifies neither CRC-64/NVME nor MD5: damage on the way to it goes unnoticed")
-            return self._mode
+        return "full" if self._amazon else _MODES[self._checksums.answer(lambda: self._ask_mode(probe()))]
 
     def conditions(self, probe: Callable[[], Probe]) -> Conditions:
         """Which conditions are kept here."""
-        with self._lock:
-            if self._conditions is None:
-                self._conditions = found = probe().conditions()
-                lacking = [
-                    name
-                    for name, kept in (("If-None-Match", found.if_absent), ("If-Match", found.if_match))
-                    if not kept
-                ]
-                if lacking:
-                    self._warn(
-                        f"does not keep {' and '.join(lacking)}: two writers of one checkpoint at the same time may "
-                        "overwrite each other unnoticed"
-                    )
-            return self._conditions
+        kept = 3 if self._amazon else self._kept.answer(lambda: self._ask_conditions(probe()))
+        return Conditions(if_absent=bool(kept & 1), if_match=bool(kept & 2))
+
+    def _ask_mode(self, probe: Probe) -> int:
+        mode = mode_of(probe.checksums())
+        if mode == "none":
+            self._warn("verifies neither CRC-64/NVME nor MD5: damage on the way to it goes unnoticed")
+        return _MODES.index(mode)
+
+    def _ask_conditions(self, probe: Probe) -> int:
+        found = probe.conditions()
+        lacking = [
+            name for name, kept in (("If-None-Match", found.if_absent), ("If-Match", found.if_match)) if not kept
+        ]
+        if lacking:
+            self._warn(
+                f"does not keep {' and '.join(lacking)}: two writers of one checkpoint at the same time may overwrite "
+                "each other unnoticed"
+            )
+        return found.if_absent + 2 * found.if_match
 
     def _warn(self, text: str) -> None:
         _log.warning("%s %s", self._name, text, extra={"once": True})
@@ -118,7 +119,10 @@ _known_lock = threading.Lock()
 def of(endpoint: str, bucket: str) -> Abilities:
     """The abilities of a store, one object for the process."""
     with _known_lock:
-        return _known.setdefault((endpoint, bucket), Abilities(endpoint, bucket))
+        known = _known.get((endpoint, bucket))
+        if known is None:
+            known = _known[endpoint, bucket] = Abilities(endpoint, bucket)
+        return known
 
 
 def forget() -> None:
@@ -130,7 +134,8 @@ def forget() -> None:
 class Probe:
     """The questions, put to a store by writing below ``prefix`` and deleting it again.
 
-    ``common`` are the parameters of every request, ``stored`` those of what is stored.
+    ``common`` are the parameters of every request, ``stored`` those of what is stored. What a process that is killed
+    here leaves is removed with other ``leftovers``.
     """
 
     def __init__(
@@ -139,6 +144,7 @@ class Probe:
         self._client = client
         self._at = {"Bucket": bucket, "Key": f"{prefix}{PROBE}{uuid.uuid4().hex[:16]}", **common}
         self._stored = stored
+        self._left = False
 
     def checksums(self) -> ChecksumEvidence:
         """Ask about checksums."""
@@ -153,7 +159,7 @@ class Probe:
     def conditions(self) -> Conditions:
         """Ask about conditions."""
         try:
-            tag = self._client.put_object(**self._at, **self._stored, Body=_BODY)["ETag"]
+            tag = self._put()["ETag"]
             return Conditions(
                 if_absent=self._put_refused(IfNoneMatch="*") == 412,
                 if_match=self._put_refused(IfMatch=_OTHER_TAG) == 412 and not self._put_refused(IfMatch=tag),
@@ -162,27 +168,31 @@ class Probe:
             self._clean()
 
     def _crc(self) -> ChecksumEvidence:
-        begin = self._client.create_multipart_upload
-        begun, refused = self._ask(begin, **self._stored, ChecksumAlgorithm="CRC64NVME", ChecksumType="FULL_OBJECT")
+        how = {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"}
+        begun, refused = _ask(self._client.create_multipart_upload, **self._at, **self._stored, **how)
         if refused:
             return ChecksumEvidence()
+        upload = s3_errors.whole(begun, "UploadId")["UploadId"]
+        found = ChecksumEvidence()
         try:
-            return self._crc_of(begun["UploadId"])
+            found = self._crc_of(upload)
+            return found
         finally:
-            self._drop(begun["UploadId"])
+            if not found.parts_complete:
+                self._drop(upload)
 
     def _crc_of(self, upload: str) -> ChecksumEvidence:
         right, wrong = crc64.big_endian(crc64.of([memoryview(_BODY)])), crc64.big_endian(0)
-        send = functools.partial(self._ask, self._client.upload_part, UploadId=upload, PartNumber=1, Body=_BODY)
+        of = {**self._at, "UploadId": upload}
+        send = functools.partial(_ask, self._client.upload_part, **of, PartNumber=1, Body=_BODY)
         if not send(ChecksumCRC64NVME=wrong)[1]:
             return ChecksumEvidence(begun=True)
         stored, refused = send(ChecksumCRC64NVME=right)
         if refused or stored.get("ChecksumCRC64NVME") != right:
             return ChecksumEvidence(begun=True, wrong_part_refused=True)
         parts = [{"PartNumber": 1, "ETag": stored["ETag"], "ChecksumCRC64NVME": right}]
-        complete = functools.partial(
-            self._ask, self._client.complete_multipart_upload, UploadId=upload, MultipartUpload={"Parts": parts}
-        )
+        make = functools.partial(self._client.complete_multipart_upload, **of, MultipartUpload={"Parts": parts})
+        complete = functools.partial(_ask, self._storing, make)
         full = functools.partial(complete, ChecksumType="FULL_OBJECT", MpuObjectSize=len(_BODY))
         noticed = bool(full(ChecksumCRC64NVME=wrong)[1])
         taken = noticed and not full(ChecksumCRC64NVME=right)[1]
@@ -197,16 +207,20 @@ class Probe:
 
     def _put_refused(self, **headers: str) -> int:
         """The status by which the store refuses an object with ``headers``; 0 if it takes it."""
-        return self._ask(self._client.put_object, **self._stored, Body=_BODY, **headers)[1]
+        return _ask(self._put, **headers)[1]
 
-    def _ask(self, call: Callable[..., dict[str, Any]], **parameters: Any) -> tuple[dict[str, Any], int]:
-        """The answer and 0, or nothing and the status by which the store refuses; all other failures are raised."""
+    def _put(self, **headers: str) -> dict[str, Any]:
+        return self._storing(self._client.put_object, **self._at, **self._stored, Body=_BODY, **headers)
+
+    def _storing(self, call: Callable[..., dict[str, Any]], **parameters: Any) -> dict[str, Any]:
+        """The answer; unless it is a refusal, or even if there is none, the object may be there."""
+        before, self._left = self._left, True
         try:
-            return call(**self._at, **parameters), 0
+            return call(**parameters)
         except s3_errors.FAILURES as error:
-            if not _is_refusal(error):
-                raise
-            return {}, s3_errors.status_of(error)
+            if _is_refusal(error):
+                self._left = before
+            raise
 
     def _drop(self, upload: str) -> None:
         try:
@@ -215,10 +229,22 @@ class Probe:
             _log.debug("the probe's upload is gone: %s", error)
 
     def _clean(self) -> None:
+        if not self._left:
+            return
         try:
             self._client.delete_object(**self._at)
         except s3_errors.FAILURES as error:
             _log.debug("the probe's object could not be deleted: %s", error)
+
+
+def _ask(call: Callable[..., dict[str, Any]], *arguments: Any, **parameters: Any) -> tuple[dict[str, Any], int]:
+    """The answer and 0, or nothing and the status by which the store refuses; all other failures are raised."""
+    try:
+        return call(*arguments, **parameters), 0
+    except s3_errors.FAILURES as error:
+        if not _is_refusal(error):
+            raise
+        return {}, s3_errors.status_of(error)
 
 
 def _is_refusal(error: BaseException) -> bool:

@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..contract import Segments, check_key
-from ..errors import ConfigError, PreconditionError, S3dlioError, StorageError
+from ..contract import Segments, is_key
+from ..errors import PreconditionError, S3dlioError, StorageError
 from . import crc64, s3_abilities, s3_client, s3_errors
 from .body import PIECE, SegmentsBody
 from .s3_abilities import Mode
@@ -62,12 +62,9 @@ class Bucket:
         return {"Bucket": self.name, "Prefix": self.prefix + prefix, **self.common}
 
     def key_of(self, name: str) -> str | None:
-        """The key of an object's name; ``None`` for what is none, such as a folder marker, and for a probe's object."""
-        try:
-            key = check_key(name[len(self.prefix) :])
-        except ConfigError:
-            return None
-        return None if key.startswith(s3_abilities.PROBE) else key
+        """The key of an object's name; ``None`` for what is none, such as a folder marker."""
+        key = name[len(self.prefix) :]
+        return key if is_key(key) else None
 
     def uri(self, key: str) -> str:
         return f"s3://{self.name}/{self.prefix}{key}"
@@ -75,7 +72,7 @@ class Bucket:
     # What the store can do
 
     def mode(self) -> Mode:
-        """How the store verifies what it is sent; asks it before the first write of the process."""
+        """How the store verifies what it is sent; asks it before the first write."""
         return self._abilities().mode(self._probe)
 
     def condition(self, key: str, if_absent: bool, if_match: str | None) -> dict[str, str]:

@@ -42,7 +42,7 @@ def make(options: S3Options) -> Any:
         logging.getLogger(name).setLevel(logging.INFO)
     with _environment, _applied(options.environment):
         try:
-            return _session(options).create_client(
+            client = _session(options).create_client(
                 "s3",
                 region_name=options.region,
                 endpoint_url=options.endpoint_url,
@@ -54,6 +54,13 @@ def make(options: S3Options) -> Any:
             raise s3_errors.translate(error, f"s3://{options.bucket}") from error
         except ValueError as error:  # an endpoint from the environment or a profile that is no URL
             raise ConfigError(f"s3://{options.bucket}: the client cannot be made: {error}") from error
+    client.meta.events.register_last("before-call.s3", _send_at_once)
+    return client
+
+
+def _send_at_once(params: dict[str, Any], **_: object) -> None:
+    """Do not ask before each body whether the store will take it: that is a round trip for every part."""
+    params["headers"].pop("Expect", None)
 
 
 def endpoint_of(client: Any) -> str:

@@ -30,19 +30,20 @@ def check(uri: str, offset: int, end: int, reply: Mapping[str, Any]) -> None:
         )
 
 
-def fill(uri: str, body: Any, into: memoryview) -> None:
-    """Read ``body`` to the end of ``into``; ``BrokenReadError`` if the connection ends first."""
+def fill(uri: str, body: Any, into: memoryview, etag: str) -> None:
+    """Read ``body`` to the end of ``into``; ``BrokenReadError``, with ``etag``, if the connection ends first."""
     reached = 0
     while reached < into.nbytes:
         try:
             with into[reached : reached + _SLICE] as piece:
                 count = body.readinto(piece)
         except s3_errors.FAILURES as error:
-            raise _broken(uri, reached, into, f" ({type(error).__name__}: {error})") from error
+            raise _broken(uri, reached, into, etag, f" ({type(error).__name__}: {error})") from error
         if not count:
-            raise _broken(uri, reached, into, "")
+            raise _broken(uri, reached, into, etag, "")
         reached += count
 
 
-def _broken(uri: str, reached: int, into: memoryview, why: str) -> BrokenReadError:
-    return BrokenReadError(f"{uri}: the download ended after {reached} of {into.nbytes} bytes{why}", reached=reached)
+def _broken(uri: str, reached: int, into: memoryview, etag: str, why: str) -> BrokenReadError:
+    text = f"{uri}: the download ended after {reached} of {into.nbytes} bytes{why}"
+    return BrokenReadError(text, reached=reached, etag=etag)

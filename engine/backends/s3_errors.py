@@ -7,6 +7,7 @@ leaves it. Names of stores and keys are told, credentials never: neither S3's me
 from __future__ import annotations
 
 import http.client
+from typing import Any
 
 import botocore.exceptions as sdk
 import urllib3.exceptions
@@ -134,6 +135,16 @@ def status_of(error: BaseException) -> int:
     if not isinstance(error, sdk.ClientError):
         return 0
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+
+
+def whole(reply: dict[str, Any], always: str = "IsTruncated") -> dict[str, Any]:
+    """``reply``, unless it was cut before its first byte: the SDK takes that for an answer without anything in it.
+
+    ``always`` is what every such answer holds. Raises ``StorageError``.
+    """
+    if always not in reply:
+        raise StorageError("the store's answer has no body: it was cut on its way", transient=True)
+    return reply
 
 
 def is_absent(error: BaseException) -> bool:

@@ -38,8 +38,9 @@ class S3Options:
     (``auto``: the path for every endpoint that is not Amazon's own). ``verify``: check TLS certificates, or the file to
     check them with. ``sse``, ``kms_key_id``, ``storage_class``, ``tags``, ``metadata``: what each object is stored
     with. ``requester_pays``: accept the bucket's charges. ``anonymous``: sign nothing. ``connect_timeout`` and
-    ``read_timeout``: seconds without progress. ``retry_deadline``: seconds to insist on a request that fails.
-    ``environment``: the ``AWS_…`` variables of the process that named the store.
+    ``read_timeout``: seconds without progress. ``retry_deadline``: seconds to insist on a request that fails;
+    ``first_deadline``: the same until the store has answered once. ``environment``: the ``AWS_…`` variables of the
+    process that named the store.
     """
 
     bucket: str
@@ -62,6 +63,7 @@ class S3Options:
     connect_timeout: float = 20.0
     read_timeout: float = 30.0
     retry_deadline: float | None = None
+    first_deadline: float | None = None
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -135,13 +137,6 @@ def _seconds(name: str, value: object) -> float:
     return float(value)
 
 
-def _deadline(name: str, value: object) -> float:
-    """Workers that answer nothing for 300 s count as hung: a longer insistence would cost them their lives."""
-    if _seconds(name, value) > 240:
-        raise ConfigError(f"s3 option {name} must be at most 240 seconds, not {value!r}: save again after that")
-    return _seconds(name, value)
-
-
 def _one_of(choices: tuple[str, ...]) -> Callable[[str, object], str]:
     def check(name: str, value: object) -> str:
         if value not in choices:
@@ -205,8 +200,7 @@ _CHECKS: dict[str, Callable[[str, object], Option]] = {
     **dict.fromkeys(_SECRETS, _secret),
     **dict.fromkeys(("region", "profile", "kms_key_id", "storage_class"), _text),
     **dict.fromkeys(("anonymous", "requester_pays"), _bool),
-    **dict.fromkeys(("connect_timeout", "read_timeout"), _seconds),
-    "retry_deadline": _deadline,
+    **dict.fromkeys(("connect_timeout", "read_timeout", "retry_deadline", "first_deadline"), _seconds),
     "addressing": _one_of(ADDRESSING),
     "endpoint_url": _endpoint,
     "metadata": _metadata,

@@ -10,16 +10,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
-from ..contract import Backend, Limits, ObjectInfo, PartReceipt, Segments, UploadInfo
+from ..contract import Backend, Limits, ObjectInfo, Page, PartReceipt, Segments, UploadInfo
 
 T = TypeVar("T")
 
 log = logging.getLogger("s3dlio.engine.backend")
 
 
-class TraceBackend:
+class TraceBackend(Backend):
     """``inner``, with a log record for each call; ``clock`` gives seconds."""
 
     def __init__(self, inner: Backend, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,14 +41,18 @@ class TraceBackend:
     def head(self, key: str) -> ObjectInfo:
         return self._call("head", key, None, lambda: self._inner.head(key))
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        return self._iterate("list", prefix, self._inner.list)
+    def list_page(self, prefix: str = "", *, shallow: bool = False, after: str = "", limit: int | None = None) -> Page:
+        call = partial(self._inner.list_page, prefix, shallow=shallow, after=after, limit=limit)
+        return self._call("list", prefix, None, call)
 
     def delete(self, key: str) -> None:
         self._call("delete", key, None, lambda: self._inner.delete(key))
 
     def uploads(self, prefix: str = "") -> Iterator[UploadInfo]:
         return self._iterate("uploads", prefix, self._inner.uploads)
+
+    def written(self, key: str, upload: str) -> float:
+        return self._call("written", key, None, lambda: self._inner.written(key, upload))
 
     def abort(self, key: str, upload: str) -> None:
         self._call("abort", key, None, lambda: self._inner.abort(key, upload))
@@ -63,9 +68,9 @@ class TraceBackend:
     def complete(self, key: str, upload: str, parts: Sequence[PartReceipt]) -> ObjectInfo:
         return self._call("complete", key, None, lambda: self._inner.complete(key, upload, parts))
 
-    def get_range(self, key: str, offset: int, into: memoryview) -> None:
+    def get_range(self, key: str, offset: int, into: memoryview, *, if_match: str | None = None) -> None:
         name = f"get_range {offset}"
-        self._call(name, key, into.nbytes, lambda: self._inner.get_range(key, offset, into))
+        self._call(name, key, into.nbytes, lambda: self._inner.get_range(key, offset, into, if_match=if_match))
 
     def close(self) -> None:
         self._inner.close()

@@ -7,6 +7,7 @@ do. Starts fast: nothing here imports a framework, and the store is imported onc
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -18,7 +19,8 @@ from typing import Any
 from s3dlio.engine.errors import S3dlioError
 
 from .parser import build_parser
-from .store_options import given
+from .store_options import given, in_a_hurry
+from .terminal import warnings_told
 
 FAILED = 1
 INTERRUPTED = 130
@@ -28,7 +30,7 @@ def open_store(uri: str, options: Mapping[str, Any] | None = None) -> Any:
     """The store at ``uri``; commands close it. Tests replace this name."""
     from s3dlio.store import CheckpointStore
 
-    return CheckpointStore(uri, options=options or None)
+    return CheckpointStore(uri, options=in_a_hurry(uri, options or {}) or None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
         chosen = given(getattr(options, "option", []))
-        code: int = options.run(options, partial(open_store, options=chosen) if chosen else open_store)
+        with contextlib.nullcontext() if options.debug else warnings_told():
+            code: int = options.run(options, partial(open_store, options=chosen) if chosen else open_store)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("s3dlio: interrupted", file=sys.stderr)

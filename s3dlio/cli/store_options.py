@@ -1,15 +1,21 @@
 """Options of object stores on the command line: ``--option NAME=VALUE``, any number of times.
 
-Pure. The parser's type for one option. The stores know the names and check the values; what is a credential is refused
-here, since every process of the machine can read a command line.
+Pure. The parser's type for one option, and what the command line adds by itself. The stores know the names and check
+the values; what is a credential is refused here, since every process of the machine can read a command line.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from s3dlio.engine.backends import OBJECT_STORES
+
+FIRST_DEADLINE = 15
+"""Seconds in which an object store has to answer for the first time: somebody waits, and may have mistyped a name. Once
+it has answered, a command that runs for long insists as a training run does."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _SECRET = re.compile(r"secret|token|password|credential|access_key|account_key|connection_string|signature|\bsas\b")
@@ -42,3 +48,10 @@ def add_option(parser: argparse.ArgumentParser, flag: str, text: str) -> None:
 def given(*pairs: Sequence[Pair]) -> dict[str, Any]:
     """The options as a store takes them; of a name that is given twice the last counts."""
     return {name: value for several in pairs for name, value in several}
+
+
+def in_a_hurry(uri: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` with ``FIRST_DEADLINE`` for an object store, unless they say how long to insist."""
+    if uri.partition("://")[0] not in OBJECT_STORES or options.keys() & {"retry_deadline", "first_deadline"}:
+        return dict(options)
+    return {**options, "first_deadline": FIRST_DEADLINE}

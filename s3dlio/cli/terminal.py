@@ -1,13 +1,15 @@
-"""How the command line writes for people: sizes, times, tables, colours, a progress bar.
+"""How the command line writes for people: sizes, times, tables, colours, a progress bar, warnings.
 
 Owns formatting only; never opens a store. Commands and the demo's report call it. Tables and numbers are pure.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TextIO
@@ -125,3 +127,21 @@ class Bar:
             self._stream.write(f"\r{text}\x1b[K")
             self._stream.flush()
             self._last = text
+
+
+@contextmanager
+def warnings_told() -> Iterator[None]:
+    """Meanwhile what is logged as a warning or worse is one line on the standard error, whoever says it."""
+    handler = _OneLine(logging.WARNING)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+class _OneLine(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = "error" if record.levelno >= logging.ERROR else "warning"
+        start = "\r\x1b[K" if sys.stderr.isatty() else ""  # a bar may be there, which is drawn again below
+        print(f"{start}s3dlio: {kind}: {' '.join(record.getMessage().split())}", file=sys.stderr, flush=True)

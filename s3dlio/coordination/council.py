@@ -9,10 +9,11 @@ announcement, so the newest stay: they are small.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ..engine.errors import DeadlineError
 from .board import Board, drop_word, get_word, put_word
@@ -21,7 +22,19 @@ KEPT = 64
 """Announcements that stay on the board: as many saves and loads as may be under way before the slowest rank hears."""
 GRACE = 5.0
 """Seconds that a rank waits for rank 0 beyond the time in which that waits for the ranks."""
+PATIENCE = 15.0
+"""Seconds of waiting after which the log tells for whom."""
+_LOOK = 1.0  # seconds between two looks at whether the wait is still wanted
 _NAMED = 20
+_WHY = "has it died, or does not every rank call? Pass coordinator=None where a rank saves or loads on its own"
+
+_log = logging.getLogger("s3dlio")
+
+Check = Callable[[], None]
+
+
+def _nothing() -> None:
+    return
 
 
 class Council:
@@ -61,35 +74,48 @@ class Council:
         if old is not None:
             drop_word(self.board, *old)
 
-    def gather(self, topic: str, ranks: Sequence[int]) -> dict[int, bytes]:
-        """The words of ``ranks`` on a topic; ``DeadlineError`` naming those that did not speak."""
+    def gather(self, topic: str, ranks: Sequence[int], check: Check = _nothing) -> Iterator[tuple[int, bytes]]:
+        """The words of ``ranks`` on a topic, in their order; ``DeadlineError`` naming those that did not speak.
+
+        ``check`` is called about once a second while it waits; what it raises ends the wait.
+        """
         deadline = time.monotonic() + self.timeout
-        words: dict[int, bytes] = {}
+        missing: list[int] = []
         for rank in ranks:
-            left = max(0.0, deadline - time.monotonic())
-            word = get_word(self.board, f"{self._name}/{topic}/{rank}", left, last=True)
-            if word is not None:
-                words[rank] = word
-        missing = [rank for rank in ranks if rank not in words]
+            word = self._wait(f"{topic}/{rank}", deadline, check, f"rank {rank}", last=True)
+            if word is None:
+                missing.append(rank)
+            else:
+                yield rank, word
         if missing:
             raise DeadlineError(
                 f"{self._name}: {topic}: nothing was heard from {name_ranks(missing)} of {self.world_size} ranks "
-                f"within {self.timeout:g} s: have they died, or do not all ranks call? Pass coordinator=None where "
-                "a rank saves or loads on its own"
+                f"within {self.timeout:g} s: {_WHY}"
             )
-        return words
 
-    def hear(self, topic: str) -> bytes:
-        """What rank 0 announces on a topic; ``DeadlineError`` if it does not. It is given a little longer than it
-        gives the others, so that it is the one to tell who is missing."""
+    def hear(self, topic: str, check: Check = _nothing) -> bytes:
+        """What rank 0 announces on a topic; ``DeadlineError`` if it does not; ``check`` as in ``gather``.
+
+        It is given a little longer than it gives the others, so that it is the one to tell who is missing.
+        """
         wait = self.timeout * 1.1 + GRACE
-        word = get_word(self.board, f"{self._name}/{topic}/all", wait)
+        word = self._wait(f"{topic}/all", time.monotonic() + wait, check, "rank 0", last=False)
         if word is None:
-            raise DeadlineError(
-                f"{self._name}: {topic}: rank 0 has announced nothing within {wait:g} s: has it died, or does it not "
-                "call? Pass coordinator=None where a rank saves or loads on its own"
-            )
+            raise DeadlineError(f"{self._name}: {topic}: rank 0 has announced nothing within {wait:g} s: {_WHY}")
         return word
+
+    def _wait(self, key: str, deadline: float, check: Check, whom: str, *, last: bool) -> bytes | None:
+        begun = time.monotonic()
+        told = False
+        while True:
+            check()
+            left = max(0.0, deadline - time.monotonic())
+            word = get_word(self.board, f"{self._name}/{key}", min(left, _LOOK), last=last)
+            if word is not None or left <= _LOOK:
+                return word
+            if not told and time.monotonic() - begun > PATIENCE:
+                told = True
+                _log.warning("%s: %s: still waiting for %s: %s", self._name, key, whom, _WHY)
 
 
 def name_ranks(ranks: Sequence[int]) -> str:

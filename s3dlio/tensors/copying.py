@@ -18,19 +18,8 @@ Index = tuple[int | slice, ...]
 
 _BOX = 4 << 20  # bytes of a strided array that one call gathers
 
-_view = ctypes.pythonapi.PyMemoryView_FromMemory
-_view.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
-_view.restype = ctypes.py_object
-_PYBUF_WRITE = 0x200
-
 # Two calls may each hold a part of one element: reading, patching and writing it back must not interleave.
 _patching = threading.Lock()
-
-
-def view(address: int, size: int) -> memoryview:
-    """Writable view of memory, which the caller keeps alive for as long as the view is used."""
-    made: memoryview = _view(address, size, _PYBUF_WRITE)
-    return made
 
 
 class Boxes(Protocol):

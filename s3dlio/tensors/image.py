@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 
 from ..engine.source import PiecesSource
+from .cuda_copies import together
 from .layout import Layout
 from .leaf import Leaves
 
@@ -34,12 +35,13 @@ class ShardImage:
             address += middle - start
             start = middle
         position = max(0, bisect_right(self._starts, start) - 1)
-        while start < stop:
-            index = self._order[position]
-            begin = self._starts[position]
-            end = min(stop, begin + self._leaves.specs[index].nbytes)
-            if end > start:  # an empty leaf begins where the next one does
-                self._leaves[index].copy_to(address, start - begin, end - begin)
-                address += end - start
-                start = end
-            position += 1
+        with together():
+            while start < stop:
+                index = self._order[position]
+                begin = self._starts[position]
+                end = min(stop, begin + self._leaves.specs[index].nbytes)
+                if end > start:  # an empty leaf begins where the next one does
+                    self._leaves[index].copy_to(address, start - begin, end - begin)
+                    address += end - start
+                    start = end
+                position += 1

@@ -7,33 +7,38 @@ Called by ``s3dlio.restoring`` for ``load(into=...)``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..engine.errors import ConfigError, ManifestError, S3dlioError
-from ..engine.source import move
+from .box import Box
+from .dtensor import is_dtensor, local_part
 from .dtypes import numpy_name
-from .leaf import MAX_DEPTH, Node, Spec, Target
-from .numpy_leaf import Array, array_target, text_over
+from .jax_leaf import KEY, is_jax_array
+from .leaf import MAX_DEPTH, Node, Refusal, Spec, Target
+from .numpy_leaf import LateTarget, array_target, text_over
 from .restore import build, build_key
 from .table import Table
+from .tf_leaf import describe, is_tensorflow, variable_target
 from .torch_leaf import is_tensor, tensor_target
 
 _MOST_PROBLEMS = 1000  # lines of one message
+_IMMUTABLE = "cannot be written in place: load it with s3dlio.frameworks.jax.restore"
 
 
 @dataclass(frozen=True, slots=True)
 class Into:
     """A target that fits: fill every one of ``targets``, then call ``finish``.
 
-    A leaf may have several targets (tied when it was saved, apart now), and a target takes the bytes of
-    ``table.range(target.index)``.
+    A leaf may have several targets (tied when it was saved, apart now), and a target takes all bytes of its leaf, or
+    those of its box in ``boxes``, by its number among the targets.
     """
 
     targets: list[Target]
+    boxes: dict[int, Box]
     _tree: Node
     _table: Table
     _placed: list[Any]
@@ -44,7 +49,7 @@ class Into:
 
         def leaf(_: int) -> Any:
             value = next(placed)
-            return value.value() if isinstance(value, _TextTarget) else value
+            return value.value() if isinstance(value, LateTarget) else value
 
         return build(self._tree, len(self._table), leaf)
 
@@ -52,7 +57,7 @@ class Into:
 def plan_into(tree: Node, table: Table, target: object) -> Into:
     """Match ``target`` with the stored tree; writes nothing.
 
-    Every stored array needs an array of its dtype and shape at the same place (NumPy or torch, whichever was stored),
+    Every stored array needs an array of its dtype and shape at the same place (NumPy, torch, a ``tf.Variable``),
     and every place of ``target`` a stored counterpart; stored scalars and texts need none and are taken from the
     checkpoint. Raises ``ConfigError`` with all problems: missing, extra, other dtype or shape, read-only or expanded
     targets, sparse tensors, targets that share memory where the stored arrays do not. ``ManifestError`` for a
@@ -65,31 +70,21 @@ def plan_into(tree: Node, table: Table, target: object) -> Into:
         shown = "\n  ".join(problems[:_MOST_PROBLEMS])
         more = f"\n  ... and {len(problems) - _MOST_PROBLEMS} more" if len(problems) > _MOST_PROBLEMS else ""
         raise ConfigError(f"the target of into= does not fit the checkpoint; nothing was written:\n  {shown}{more}")
-    return Into(match.targets, tree, table, match.placed)
+    return Into(match.targets, match.boxes, tree, table, match.placed)
 
 
-class _TextTarget(Target):
-    """Memory for a long bytes, bytearray or string, which cannot be filled in place."""
+class _TextTarget(LateTarget):
+    """A long bytes, bytearray or string."""
 
-    __slots__ = ("_memory", "_spec")
+    __slots__ = ("_spec",)
 
     def __init__(self, index: int, spec: Spec) -> None:
-        self.index = index
-        self.nbytes = spec.nbytes
+        super().__init__(index, np.empty(spec.nbytes, np.uint8))
         self._spec = spec
-        self._memory: Array = np.empty(spec.nbytes, np.uint8)
-
-    def address(self) -> int | None:
-        pointer: int = self._memory.__array_interface__["data"][0]
-        return pointer
-
-    def copy_from(self, address: int, start: int, stop: int) -> None:
-        self.check_range(start, stop)
-        move((self.address() or 0) + start, address, stop - start)
 
     def value(self) -> Any:
         try:
-            return text_over(self._memory, self._spec, 0)
+            return text_over(self.array, self._spec, 0)
         except ValueError as error:
             raise ManifestError(f"leaf {self.index}: a string that is not UTF-8") from error
 
@@ -101,6 +96,7 @@ class _Match:
         self._specs = table.specs
         self.problems: list[str] = []
         self.targets: list[Target] = []
+        self.boxes: dict[int, Box] = {}
         self.placed: list[Any] = []
         self._taken: dict[Any, tuple[int, str]] = {}
 
@@ -113,6 +109,8 @@ class _Match:
             self._take(node)
         elif type(node) is dict and "sparse" in node:
             self.problems.append(f"{path}: a sparse tensor cannot be loaded in place")
+        elif type(node) is dict and KEY in node:
+            self.problems.append(f"{path}: a PRNG key {_IMMUTABLE}")
         else:
             self._container(node, target, path, depth)
 
@@ -141,8 +139,8 @@ class _Match:
                     f"{path}: stored {spec.dtype} {list(spec.shape)}, target {found[0]} {list(found[1])}"
                 )
                 return
-            anything: Any = target
-            made, identity = (tensor_target if is_tensor(target) else array_target)(index, anything)
+            memory, box = _memory(target)
+            made, identity = _target_maker(memory)(index, memory)
         except S3dlioError as error:
             self.problems.append(f"{path}: {error}")
             return
@@ -150,7 +148,11 @@ class _Match:
         if other[0] != index:
             self.problems.append(f"{path}: shares its memory with {other[1]}, but they were stored apart")
         elif other[1] == path:
+            if box is not None:
+                self.boxes[len(self.targets)] = box
             self.targets.append(made)
+            if isinstance(made, LateTarget):
+                self.placed[-1] = made
 
     def _container(self, node: Node, target: object, path: str, depth: int) -> None:
         opened = open_node(node)
@@ -184,7 +186,7 @@ class _Match:
             if type(item) is int:
                 if not self._is_text(item):
                     return True
-            elif type(item) is dict and "sparse" in item:
+            elif type(item) is dict and ("sparse" in item or KEY in item):
                 return True
             else:
                 opened = open_node(item)
@@ -213,7 +215,8 @@ def open_node(node: Node) -> tuple[str, list[tuple[Any, Node]]] | None:
 
 
 def _target_holds_array(target: object) -> bool:
-    return any(isinstance(item, np.ndarray) or is_tensor(item) for item in _target_items(target))
+    kinds = (is_tensor, is_jax_array, is_tensorflow)
+    return any(isinstance(item, np.ndarray) or any(kind(item) for kind in kinds) for item in _target_items(target))
 
 
 def _target_items(target: object) -> Iterator[object]:
@@ -233,15 +236,38 @@ def _describe(target: object) -> tuple[str, tuple[int, ...]]:
     """Dtype name and shape of an array; ``ConfigError`` if it cannot be loaded into."""
     if isinstance(target, np.ndarray):
         return numpy_name(target.dtype), target.shape
+    if is_jax_array(target):
+        raise ConfigError(f"an array of JAX {_IMMUTABLE}")
+    if is_tensorflow(target):
+        return describe(target)
     if not is_tensor(target):
         raise ConfigError(f"the checkpoint holds an array here, the target {_kind(target)}")
     torch: Any = sys.modules["torch"]
     tensor: Any = target
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) and not is_dtensor(tensor):
         raise ConfigError(f"a tensor subclass ({_kind(target)}) cannot be loaded into")
     if tensor.layout is not torch.strided or tensor.is_nested:
         raise ConfigError("a sparse or nested tensor cannot be loaded in place")
     return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
+
+
+def _memory(target: Any) -> tuple[Any, Box | None]:
+    """What is written to, and which box of the leaf goes there: of a distributed tensor what this rank holds of it."""
+    if not is_dtensor(target):
+        return target, None
+    try:
+        local, part = local_part(target)
+    except Refusal as refusal:
+        raise ConfigError(refusal.reason) from refusal
+    if part is None:
+        return local, None
+    return local, part.boxes[0] if part.boxes else Box((0,) * len(part.shape), (0,) * len(part.shape))
+
+
+def _target_maker(target: object) -> Callable[[int, Any], tuple[Target, Any]]:
+    if is_tensorflow(target):
+        return variable_target
+    return tensor_target if is_tensor(target) else array_target
 
 
 def _kind(value: object) -> str:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import chain
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from .leaf import Leaves, Spec
-from .table import ALIGNMENT, as_json
+from .table import ALIGNMENT, ELSEWHERE, as_json
 from .tree import Flattened
 
 HEADER_LIMIT = 100_000_000
@@ -34,9 +35,9 @@ class Layout:
     """Where everything lies in the shard; all numbers are bytes from its start.
 
     ``header``: the first ``header_size`` bytes in pieces; ``total``: the shard's size; ``order``: indices of the leaves
-    as they lie; ``offsets``: the first byte of each leaf, by index; ``width_runs``: (start, stop, width) without gaps
-    over [0, total), width 1, 2, 4 or 8 (the header counts as 1); ``table``: JSON for the index; ``named``: whether the
-    header names each leaf.
+    as they lie; ``offsets``: the first byte of each leaf, by index (or ``ELSEWHERE``); ``width_runs``: (start, stop,
+    width) without gaps over [0, total), width 1, 2, 4 or 8 (the header counts as 1); ``table``: JSON for the index;
+    ``named``: whether the header names each leaf.
     """
 
     header: tuple[bytes, ...]
@@ -49,10 +50,22 @@ class Layout:
     named: bool
 
 
-def plan_layout(state: Flattened, *, header_limit: int = HEADER_LIMIT) -> Layout:
-    """The layout of a flattened state. Logs a warning if the header is too long to name every leaf."""
+def plan_layout(
+    state: Flattened,
+    *,
+    header_limit: int = HEADER_LIMIT,
+    owners: Sequence[int | None] | None = None,
+    left_out: AbstractSet[int] = frozenset(),
+) -> Layout:
+    """The layout of a flattened state. Logs a warning if the header is too long to name every leaf.
+
+    ``owners``: of a state that several ranks hold, the rank whose shard has each leaf for all of them, ``None`` where
+    each has its own; ``left_out``: leaves that lie in other ranks' shards only.
+    """
     leaves = state.leaves
     order = _order(leaves)
+    if left_out:
+        order = [index for index in order if index not in left_out]
     starts, size = _starts(leaves, order)
     kind = "pt" if any(spec.framework == "torch" for spec in leaves.specs) else "np"
     pieces = _header(leaves, order, starts, kind, header_limit - ALIGNMENT)
@@ -66,9 +79,29 @@ def plan_layout(state: Flattened, *, header_limit: int = HEADER_LIMIT) -> Layout
     length = sum(map(len, pieces))
     begin = -(-(8 + length) // ALIGNMENT) * ALIGNMENT
     header = ((begin - 8).to_bytes(8, "little"), *pieces, b" " * (begin - 8 - length))
-    offsets = [begin + start for start in starts]
+    offsets = [start if start == ELSEWHERE else begin + start for start in starts]
     runs = _width_runs(leaves, order, offsets, begin)
-    return Layout(header, begin, begin + size, order, offsets, runs, as_json(leaves, offsets, state.aliases), named)
+    table = as_json(leaves, offsets, state.aliases, owners)
+    return Layout(header, begin, begin + size, order, offsets, runs, table, named)
+
+
+def moves(specs: Sequence[Spec], before: Sequence[int], after: Layout) -> Iterator[tuple[int, int, int]]:
+    """Where the leaves of ``after`` go from their offsets ``before``: (target, source, length), upwards.
+
+    ``after`` leaves some of the leaves out: the others keep their order and the header only shrinks, so none goes
+    behind where it was.
+    """
+    target, source, length = 0, 0, 0
+    for index in after.order:
+        start, old, nbytes = after.offsets[index], before[index], specs[index].nbytes
+        if start == target + length and old == source + length:
+            length += nbytes
+            continue
+        if length:
+            yield target, source, length
+        target, source, length = start, old, nbytes
+    if length:
+        yield target, source, length
 
 
 def _order(leaves: Leaves) -> list[int]:
@@ -81,7 +114,7 @@ def _order(leaves: Leaves) -> list[int]:
 
 def _starts(leaves: Leaves, order: list[int]) -> tuple[list[int], int]:
     """First byte of each leaf counted from the data's start, by index, and the size of all."""
-    starts = [0] * len(leaves)
+    starts = [ELSEWHERE] * len(leaves)
     at = 0
     for index in order:
         starts[index] = at

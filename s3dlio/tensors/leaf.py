@@ -2,28 +2,35 @@
 
 Owns the records shared by both directions: ``Spec`` (what the bytes mean), ``Leaf`` (bytes to be saved), ``Target``
 (memory to be filled), ``Refusal`` (a value that cannot be stored, on its way to an error with its path), ``Collector``
-(leaves found so far). Imports no framework. Leaves are made by ``numpy_leaf`` and ``torch_leaf`` during ``flatten``.
+(leaves found so far). Imports no framework. Leaves are made by ``numpy_leaf``, ``torch_leaf`` and ``jax_leaf``
+during ``flatten``.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from ..engine.errors import UnsupportedError
 from .dtypes import element
+
+if TYPE_CHECKING:
+    from .box import Part
 
 MAX_DEPTH = 64
 """Containers within containers; a walk takes three frames per level, well below Python's limit of 1000."""
 MAX_DIMS = 64
 
-FORMS = ("numpy", "torch", "torch-grad", "param", "param-frozen", "bytes", "bytearray", "str")
+FORMS = ("numpy", "torch", "torch-grad", "param", "param-frozen", "jax", "jax-weak", "bytes", "bytearray", "str")
 """How a leaf is restored: NumPy array; torch tensor (``-grad``: requires_grad); nn.Parameter (``-frozen``: it does not
-require grad); long bytes, bytearray and text (UTF-8, surrogates passed)."""
-_TORCH_FORMS = ("torch", "torch-grad", "param", "param-frozen")
+require grad); JAX array (``-weak``: weakly typed), which is NumPy's until ``s3dlio.frameworks.jax`` gives it a device;
+long bytes, bytearray and text (UTF-8, surrogates passed)."""
+_FRAMEWORKS = dict.fromkeys(("torch", "torch-grad", "param", "param-frozen"), "torch") | dict.fromkeys(
+    ("jax", "jax-weak"), "jax"
+)
 
 Node = Any
 """A JSON-able node of a tree (``s3dlio/FORMAT.md``, Tree)."""
@@ -49,8 +56,8 @@ class Spec:
 
     @property
     def framework(self) -> str:
-        """``torch`` or ``numpy``."""
-        return "torch" if self.form in _TORCH_FORMS else "numpy"
+        """``torch``, ``jax`` or ``numpy``."""
+        return _FRAMEWORKS.get(self.form, "numpy")
 
 
 def make_spec(form: str, dtype: str, shape: tuple[int, ...]) -> Spec:
@@ -113,14 +120,15 @@ class Leaves(Sequence[Leaf]):
 
     A million leaf objects would have the garbage collector look through the whole process several times while they are
     made (it held the interpreter for up to 3 s); columns of strings, numbers and the caller's own arrays do not.
-    ``kinds``: the class of a leaf by framework.
+    ``kinds``: the class of a leaf by framework. ``parts``: which leaves are a rank's part of an array, by index.
     """
 
-    __slots__ = ("_direct", "_kinds", "_pointers", "_sources", "names", "specs")
+    __slots__ = ("_direct", "_kinds", "_pointers", "_sources", "names", "parts", "specs")
 
     def __init__(self, kinds: dict[str, type[Leaf]]) -> None:
         self.names: list[str] = []
         self.specs: list[Spec] = []
+        self.parts: dict[int, Part] = {}
         self._kinds = kinds
         self._sources: list[Any] = []
         self._pointers: list[int] = []
@@ -148,6 +156,15 @@ class Leaves(Sequence[Leaf]):
         self._pointers.append(pointer)
         self._direct.append(direct)
         return len(self.names) - 1
+
+    def bare(self, order: Iterable[int]) -> Leaves:
+        """These leaves, with what they mean and without what they are: nobody's array is kept alive by them."""
+        made = Leaves({})
+        for index in order:
+            number = made.append(self.names[index], self.specs[index], None, 0, True)
+            if index in self.parts:
+                made.parts[number] = self.parts[index]
+        return made
 
 
 class Target(ABC):
@@ -199,13 +216,19 @@ class Collector:
         self.aliases[self._unique(name)] = index
         return index
 
-    def add(self, spec: Spec, source: Any, pointer: int, direct: bool, name: str) -> int:
-        """Take a leaf under ``name``, or a name like it where that is taken; returns its index."""
+    def add(self, spec: Spec, source: Any, pointer: int, direct: bool, name: str, part: Part | None = None) -> int:
+        """Take a leaf under ``name``, or a name like it where that is taken; returns its index.
+
+        ``part``: of which array on several ranks it is what this one has.
+        """
         if not name or name in self._names:
             name = self._unique(name)
         else:
             self._names.add(name)
-        return self.leaves.append(name, spec, source, pointer, direct)
+        index = self.leaves.append(name, spec, source, pointer, direct)
+        if part is not None:
+            self.leaves.parts[index] = part
+        return index
 
     def _unique(self, name: str) -> str:
         name = base = name or "tensor"

@@ -6,14 +6,15 @@ arrays over loaded memory. Never imports torch. Called by ``tree`` while it walk
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
 
 from ..engine.errors import ConfigError, UnsupportedError
-from ..engine.source import move
-from .copying import Index, gather, scatter, view
+from ..engine.source import move, view
+from .copying import Index, gather, scatter
 from .dtypes import DType, numpy_dtype, numpy_name
 from .leaf import Collector, Handler, Leaf, Refusal, Spec, Target, Ties, make_spec
 
@@ -83,7 +84,7 @@ class NumpyHandlers:
         key = (array.dtype, array.shape)
         known = self._specs.get(key)
         if known is None:
-            known = self._specs[key] = self._spec(array), {}
+            known = self._specs[key] = numpy_spec(array), {}
         spec, ties = known
         pointer: int = array.__array_interface__["data"][0]
         contiguous = array.flags.c_contiguous
@@ -95,13 +96,6 @@ class NumpyHandlers:
             return self._collector.alias(index, name)
         ties[tie] = index = self._collector.add(spec, array, pointer, contiguous, name)
         return index
-
-    @staticmethod
-    def _spec(array: Array) -> Spec:
-        try:
-            return make_spec("numpy", numpy_name(array.dtype), array.shape)
-        except UnsupportedError as error:
-            raise Refusal(str(error)) from error
 
     def long_bytes(self, value: bytes | bytearray, name: str, _: int) -> Any:
         if len(value) <= _INLINE:
@@ -128,6 +122,14 @@ class NumpyHandlers:
         index = self._texts[tie] = self._collector.add(spec, array, pointer, True, name)
         self._kept.append(value)
         return index
+
+
+def numpy_spec(array: Array) -> Spec:
+    """The spec of an array in NumPy's form; ``Refusal`` if its dtype cannot be stored."""
+    try:
+        return make_spec("numpy", numpy_name(array.dtype), array.shape)
+    except UnsupportedError as error:
+        raise Refusal(str(error)) from error
 
 
 def is_sound(text: str) -> bool:
@@ -178,6 +180,16 @@ class NumpyTarget(Target):
             move(pointer + start, address, stop - start)
         else:
             scatter(ArrayBoxes(self.array), address, start, stop)
+
+
+class LateTarget(NumpyTarget):
+    """Memory for what cannot be written in place: it becomes a value once all of it was read."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def value(self) -> Any:
+        """What stands in the loaded state; called once, after the last byte."""
 
 
 def array_target(index: int, array: Array) -> tuple[NumpyTarget, Any]:

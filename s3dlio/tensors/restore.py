@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..engine.errors import ConfigError, CorruptError, ManifestError, S3dlioError
-from .leaf import MAX_DEPTH, Node
+from .jax_leaf import KEY, key_parts, wrap_key
+from .leaf import MAX_DEPTH, Node, Spec
 from .numpy_leaf import Array, array_over, text_over
 from .scalars import DECODERS, decode
 from .table import Selection, Table
@@ -23,15 +24,20 @@ Buffer = Any
 """A writable buffer of bytes: a mapping, a bytearray or a memoryview of one."""
 
 
-def restore(tree: Node, table: Table, memory: Buffer) -> Any:
+Place = Callable[[Array, Spec], Any]
+"""Makes of an array of form ``jax`` what the caller wants of it."""
+
+
+def restore(tree: Node, table: Table, memory: Buffer, place: Place | None = None) -> Any:
     """The state of a tree; its arrays are views of ``memory``, which holds the whole shard and stays alive with them.
 
-    Tied leaves come back as one object, parameters as parameters. Arrays are writable, so ``memory`` must be: map a
-    file MAP_PRIVATE. Raises ``ManifestError`` for a malformed tree, ``CorruptError`` if ``memory`` is shorter than the
-    shard, ``ConfigError`` if it is read-only, ``DependencyError`` if a framework is missing.
+    Tied leaves come back as one object, parameters as parameters, JAX arrays as NumPy arrays unless ``place`` makes
+    others of them. Arrays are writable, so ``memory`` must be: map a file MAP_PRIVATE. Raises ``ManifestError`` for a
+    malformed tree, ``CorruptError`` if ``memory`` is shorter than the shard, ``ConfigError`` if it is read-only,
+    ``DependencyError`` if a framework is missing.
     """
     whole = _bytes_of(memory, table.total)
-    return build(tree, len(table), _Arrays(table, whole, table.offsets))
+    return build(tree, len(table), _Arrays(table, whole, table.offsets, place))
 
 
 def restore_named(table: Table, selection: Selection, memory: Buffer) -> dict[str, Any]:
@@ -60,7 +66,10 @@ _KEY_TAGS = ("int", "float", "complex", "str", "bytes", "numpy")
 class _Arrays:
     """Gives the array of a leaf, the same object each time."""
 
-    def __init__(self, table: Table, whole: Array, offsets: list[int] | Mapping[int, int]) -> None:
+    def __init__(
+        self, table: Table, whole: Array, offsets: list[int] | Mapping[int, int], place: Place | None = None
+    ) -> None:
+        self._place = place
         self._specs = table.specs
         self._whole = whole
         self._offsets = offsets
@@ -77,9 +86,10 @@ class _Arrays:
         try:
             if spec.framework == "torch":
                 return tensor_over(self._whole, spec, offset)
-            if spec.form == "numpy":
-                return array_over(self._whole, spec, offset)
-            return text_over(self._whole, spec, offset)
+            if spec.form in ("bytes", "bytearray", "str"):
+                return text_over(self._whole, spec, offset)
+            array = array_over(self._whole, spec, offset)
+            return self._place(array, spec) if self._place and spec.framework == "jax" else array
         except S3dlioError:
             raise
         except (ValueError, TypeError, RuntimeError) as error:
@@ -122,6 +132,9 @@ class _Builder:
             return tuple(self._list(payload, depth))
         if tag == "sparse":
             return self._sparse(payload, depth)
+        if tag == KEY:
+            impl, data = key_parts(payload)
+            return wrap_key(impl, np.array(self.node(data, depth)))  # a copy: a kept key must not keep the shard
         if tag in DECODERS:
             return decode(tag, payload)
         raise ManifestError(f"tree: unknown node {tag[:100]!r}; the checkpoint may be of a newer version")

@@ -10,36 +10,46 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..engine.errors import ConfigError, ManifestError, S3dlioError
+from .box import Box, Part
 from .dtypes import TORCH
 from .leaf import FORMS, MAX_DIMS, Leaves, Spec, make_spec
 
 ALIGNMENT = 64
+ELSEWHERE = -1
+"""Offset of a leaf that lies in the shard of its owner."""
 _MAX_SIDE = (1 << 63) - 1
 _RAW_FORMS = ("bytes", "bytearray", "str")
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Columns over the leaves, by index. ``offsets`` are bytes from the start of the shard, which has ``total``."""
+    """Columns over the leaves, by index. ``offsets`` are bytes from the start of the shard, which has ``total``.
+
+    ``owners``, of a state that several ranks hold: the rank whose shard has the leaf for all of them, ``None`` where
+    each rank has its own. A leaf that another rank owns is ``ELSEWHERE`` here. ``parts``: leaves that are this rank's
+    part of an array, by index; their spec is that of the part.
+    """
 
     names: list[str]
     specs: list[Spec]
     offsets: list[int]
     aliases: dict[str, int]
     total: int
+    owners: list[int | None] | None = None
+    parts: Mapping[int, Part] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def range(self, index: int) -> tuple[int, int]:
-        """Bytes [start, stop) of a leaf in the shard."""
+        """Bytes [start, stop) of a leaf that lies in the shard."""
         return self.offsets[index], self.offsets[index] + self.specs[index].nbytes
 
 
@@ -66,7 +76,9 @@ class Selection:
         return {piece.index: piece.landing for piece in self.pieces}
 
 
-def as_json(leaves: Leaves, offsets: Sequence[int], aliases: dict[str, int]) -> dict[str, Any]:
+def as_json(
+    leaves: Leaves, offsets: Sequence[int], aliases: dict[str, int], owners: Sequence[int | None] | None = None
+) -> dict[str, Any]:
     """The table's JSON; dump it with ``dump_json_pieces``."""
     rows: dict[int, int] = {}
     specs: list[list[Any]] = []
@@ -77,13 +89,21 @@ def as_json(leaves: Leaves, offsets: Sequence[int], aliases: dict[str, int]) -> 
             row = rows[id(spec)] = len(specs)
             specs.append([spec.form, spec.dtype, list(spec.shape)])
         column.append(row)
-    return {
+    table: dict[str, Any] = {
         "names": list(leaves.names),
         "specs": specs,
         "spec": column,
         "offsets": list(offsets),
         "aliases": dict(aliases),
     }
+    if owners is not None:
+        table["owners"] = list(owners)
+    if leaves.parts:
+        table["parts"] = [
+            [index, list(part.shape), [[list(box.offsets), list(box.sizes)] for box in part.boxes]]
+            for index, part in leaves.parts.items()
+        ]
+    return table
 
 
 def parse_table(raw: object, total: int) -> Table:
@@ -108,8 +128,55 @@ def parse_table(raw: object, total: int) -> Table:
         raise ManifestError("table: malformed aliases")
     if len(set(names) | set(aliases)) != len(names) + len(aliases):
         raise ManifestError("table: a name occurs twice")
-    _check_places(column, offsets, vocabulary, total)
-    return Table(names, [vocabulary[row] for row in column], offsets, aliases, total)
+    owners = _owners(raw, len(offsets))
+    here = [index for index, offset in enumerate(offsets) if offset != ELSEWHERE] if owners else None
+    if here is None:
+        _check_places(column, offsets, vocabulary, total)
+    else:
+        _check_places([column[index] for index in here], [offsets[index] for index in here], vocabulary, total)
+    specs = [vocabulary[row] for row in column]
+    parts = _parts(raw, specs)
+    for index, owner in enumerate(owners or ()):
+        if owner is None and offsets[index] == ELSEWHERE and index not in parts:
+            raise ManifestError(f"table: no shard has the leaf {names[index][:100]}")
+    return Table(names, specs, offsets, aliases, total, owners, parts)
+
+
+def _owners(raw: dict[str, Any], count: int) -> list[int | None] | None:
+    owners = raw.get("owners")
+    if owners is not None and (
+        type(owners) is not list
+        or len(owners) != count
+        or not all(owner is None or (type(owner) is int and owner >= 0) for owner in owners)
+    ):
+        raise ManifestError("table: owners is not a list of a rank or null for each leaf")
+    return owners
+
+
+def _parts(raw: dict[str, Any], specs: list[Spec]) -> dict[int, Part]:
+    rows = _list(raw, "parts", list) if "parts" in raw else []
+    parts: dict[int, Part] = {}
+    for row in rows:
+        if len(row) != 3 or type(row[0]) is not int or not 0 <= row[0] < len(specs) or row[0] in parts:
+            raise ManifestError("table: a part of a leaf that does not exist, or two of one")
+        if type(row[2]) is not list or not all(type(box) is list and len(box) == 2 for box in row[2]):
+            raise ManifestError("table: a malformed part")
+        if not all(_is_shape(sides) for sides in (row[1], *(sides for box in row[2] for sides in box))):
+            raise ManifestError("table: a malformed part")
+        shape = tuple(row[1])
+        part = Part(shape, tuple(Box(tuple(offsets), tuple(sizes)) for offsets, sizes in row[2]))
+        if not all(box.lies_in(shape) for box in part.boxes) or part.stored_shape != specs[row[0]].shape:
+            raise ManifestError("table: a part that does not fit its array or its leaf")
+        parts[row[0]] = part
+    return parts
+
+
+def _is_shape(sides: object) -> bool:
+    return (
+        type(sides) is list
+        and len(sides) <= MAX_DIMS
+        and all(type(side) is int and 0 <= side <= _MAX_SIDE for side in sides)
+    )
 
 
 def _list(raw: dict[str, Any], key: str, kind: type) -> list[Any]:
@@ -125,7 +192,7 @@ def _spec(row: list[Any]) -> Spec:
     form, dtype, shape = row
     if form not in FORMS:
         raise ManifestError(f"table: unknown form {str(form)[:100]!r}; the checkpoint may be of a newer version")
-    if len(shape) > MAX_DIMS or not all(type(side) is int and 0 <= side <= _MAX_SIDE for side in shape):
+    if not _is_shape(shape):
         raise ManifestError("table: a malformed shape")
     try:
         spec = make_spec(form, dtype, tuple(shape))
@@ -143,9 +210,10 @@ def _spec(row: list[Any]) -> Spec:
 def _check_places(column: list[int], offsets: list[int], vocabulary: list[Spec], total: int) -> None:
     if not column:
         return
-    sizes = [spec.nbytes for spec in vocabulary]
-    if max(sizes) > total:
-        raise ManifestError(f"table: a leaf of {max(sizes)} bytes in a shard of {total}")
+    largest = max(vocabulary[row].nbytes for row in set(column))
+    if largest > total:
+        raise ManifestError(f"table: a leaf of {largest} bytes in a shard of {total}")
+    sizes = [min(spec.nbytes, total) for spec in vocabulary]  # of leaves that lie elsewhere: any number
     if not 0 <= min(offsets) <= max(offsets) <= total:
         raise ManifestError("table: a leaf outside its shard")
     rows = np.array(column, np.int64)

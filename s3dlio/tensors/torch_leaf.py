@@ -1,6 +1,6 @@
 """torch tensors as leaves and targets.
 
-Owns what torch needs: which tensors cannot be stored, ties, strided and device copies, sparse components, tensors over
+Owns what torch needs: which tensors cannot be stored, ties, who copies which tensor, sparse components, tensors over
 loaded memory. Imports torch only when a stored leaf asks for it. Called by ``tree``, ``restore`` and ``into``.
 """
 
@@ -14,15 +14,18 @@ import numpy as np
 
 from ..engine.errors import ConfigError, ManifestError, UnsupportedError
 from ..engine.source import move
-from .copying import Index, gather, scatter, view
+from .box import Part
+from .copying import gather, scatter
+from .cuda_copies import DeviceTensor, Mark, copy_to_device, wait_for_caller
+from .dtensor import dtensor_type, local_part
 from .dtypes import NATIVE, PLAIN, TORCH
 from .leaf import MAX_DIMS, Collector, Handler, Leaf, Node, Refusal, Spec, Target, Ties, make_spec
 from .numpy_leaf import Array
 from .scalars import import_torch
+from .torch_boxes import CARRIERS, TensorBoxes
 
 Tensor = Any
 
-_CARRIERS = {1: "uint8", 2: "int16", 4: "int32", 8: "int64", 16: "complex128"}
 # layout: the constructor's compressed and plain indices, by the names of their accessors.
 _COMPRESSED = {
     "sparse_csr": ("crow_indices", "col_indices"),
@@ -39,47 +42,16 @@ class TorchLeaf(Leaf):
 
     def copy_to(self, address: int, start: int, stop: int) -> None:
         self.check_range(start, stop)
-        if self.source.data_ptr() != self.pointer:  # 60 ns against reading memory that was freed
+        source = self.source
+        tensor = source.tensor if isinstance(source, DeviceTensor) else source
+        if tensor.data_ptr() != self.pointer:  # 60 ns against reading memory that was freed
             raise UnsupportedError(f"{self.name}: its memory was moved or freed before it was staged")
         if self.direct:
             move(address, self.pointer + start, stop - start)
+        elif tensor is not source:
+            source.copy_to(self.name, address, start, stop)
         else:
-            gather(TensorBoxes(self.source), address, start, stop)
-
-
-class TensorBoxes:
-    """A tensor as boxes: strided, on a device, or lazily conjugated or negated (torch resolves it as it copies)."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        torch = sys.modules["torch"]
-        self._torch = torch
-        self.itemsize: int = tensor.element_size()
-        self.shape: tuple[int, ...] = tuple(tensor.shape)
-        plain = tensor.detach()
-        if not (plain.is_conj() or plain.is_neg()):
-            plain = plain.view(getattr(torch, _CARRIERS[self.itemsize]))
-        self._tensor = plain
-
-    def get(self, index: Index, address: int, nbytes: int) -> None:
-        box = self._tensor[index]
-        if address % self.itemsize:
-            aligned = self._torch.empty(box.shape, dtype=box.dtype)
-            aligned.copy_(box)
-            move(address, aligned.data_ptr(), nbytes)
-        else:
-            self._memory(address, nbytes, box).copy_(box)
-
-    def put(self, index: Index, address: int, nbytes: int) -> None:
-        box = self._tensor[index]
-        if address % self.itemsize:
-            aligned = self._torch.empty(box.shape, dtype=box.dtype)
-            move(aligned.data_ptr(), address, nbytes)
-            box.copy_(aligned)
-        else:
-            box.copy_(self._memory(address, nbytes, box))
-
-    def _memory(self, address: int, nbytes: int, box: Tensor) -> Tensor:
-        return self._torch.frombuffer(view(address, nbytes), dtype=box.dtype).view(box.shape)
+            gather(TensorBoxes(tensor), address, start, stop)
 
 
 class TorchHandlers:
@@ -88,6 +60,11 @@ class TorchHandlers:
     def __init__(self, collector: Collector) -> None:
         self._collector = collector
         self._specs: dict[tuple[Any, ...], tuple[Spec, Ties]] = {}
+        self._mark = Mark()
+
+    def end(self) -> None:
+        """The state was read, in the thread whose work on devices comes before its copy."""
+        self._mark.set()
 
     def table(self) -> dict[type, Handler]:
         """Handlers by exact type; empty where torch is not imported, since no value can be a tensor then."""
@@ -97,24 +74,31 @@ class TorchHandlers:
         self._torch = torch
         self._strided = torch.strided
         self._parameter = torch.nn.Parameter
-        return {torch.Tensor: self.tensor, torch.nn.Parameter: self.tensor}
+        handlers: dict[type, Handler] = {torch.Tensor: self.tensor, torch.nn.Parameter: self.tensor}
+        distributed = dtensor_type()
+        if distributed is not None:
+            handlers[distributed] = self._distributed
+        return handlers
 
     def tensor(self, tensor: Tensor, name: str, depth: int) -> Node:
         if tensor.layout is not self._strided:
             return self._sparse(tensor, name, depth)
+        return self._dense(tensor, _form(tensor, parameter=type(tensor) is self._parameter), name)
+
+    def _distributed(self, tensor: Tensor, name: str, depth: int) -> Node:
+        local, part = local_part(tensor)
+        form = _form(tensor, parameter=isinstance(tensor, self._parameter))
+        return self._dense(local.detach(), form, name, part)
+
+    def _dense(self, tensor: Tensor, form: str, name: str, part: Part | None = None) -> Node:
         if tensor.is_meta:
             raise Refusal("a meta tensor has no bytes; materialise it first")
         if tensor.is_nested:
             raise Refusal("nested tensors cannot be stored; store the list of tensor.unbind()")
-        grad = tensor.requires_grad
-        if type(tensor) is self._parameter:
-            form = "param" if grad else "param-frozen"
-        else:
-            form = "torch-grad" if grad else "torch"
-        key = (tensor.dtype, tensor.shape, form)
+        key = (tensor.dtype, tensor.shape, form, part)
         known = self._specs.get(key)
         if known is None:
-            known = self._specs[key] = self._spec(tensor, form), {}
+            known = self._specs[key] = self._spec(tensor, form, part), {}
         spec, ties = known
         try:
             pointer = tensor.data_ptr()
@@ -130,10 +114,11 @@ class TorchHandlers:
         index = ties.get(tie)
         if index is not None:
             return self._collector.alias(index, name)
-        ties[tie] = index = self._collector.add(spec, tensor, pointer, direct, name)
+        source = DeviceTensor(tensor, self._mark) if tensor.is_cuda else tensor
+        ties[tie] = index = self._collector.add(spec, source, pointer, direct, name, part)
         return index
 
-    def _spec(self, tensor: Tensor, form: str) -> Spec:
+    def _spec(self, tensor: Tensor, form: str, part: Part | None) -> Spec:
         dtype = str(tensor.dtype).removeprefix("torch.")
         if tensor.is_quantized:
             raise Refusal(
@@ -143,7 +128,7 @@ class TorchHandlers:
             raise Refusal(f"torch dtype {dtype} cannot be stored")
         if tensor.dim() > MAX_DIMS:
             raise Refusal(f"{tensor.dim()} dimensions; at most {MAX_DIMS} can be stored")
-        return make_spec(form, dtype, tuple(tensor.shape))
+        return make_spec(form, dtype, part.stored_shape if part else tuple(tensor.shape))
 
     def _sparse(self, tensor: Tensor, name: str, depth: int) -> Node:
         layout = str(tensor.layout).removeprefix("torch.")
@@ -177,6 +162,13 @@ class TorchHandlers:
         }
 
 
+def _form(tensor: Tensor, *, parameter: bool) -> str:
+    grad = tensor.requires_grad
+    if parameter:
+        return "param" if grad else "param-frozen"
+    return "torch-grad" if grad else "torch"
+
+
 def tensor_over(whole: Array, spec: Spec, offset: int) -> Tensor:
     """A tensor over ``whole`` (bytes) from ``offset``, without a copy; it keeps ``whole`` alive.
 
@@ -188,7 +180,7 @@ def tensor_over(whole: Array, spec: Spec, offset: int) -> Tensor:
     if dtype is None:
         raise ConfigError(f"this torch has no dtype {spec.dtype}")
     native = spec.dtype in NATIVE
-    carrier = spec.dtype if native else _CARRIERS[PLAIN[spec.dtype].size]
+    carrier = spec.dtype if native else CARRIERS[PLAIN[spec.dtype].size]
     tensor = torch.from_numpy(np.ndarray(spec.shape, carrier, whole, offset if spec.nbytes else 0))
     if not native:
         tensor = tensor.view(dtype)
@@ -254,6 +246,8 @@ class TorchTarget(Target):
         pointer = self.address()
         if pointer is not None:
             move(pointer + start, address, stop - start)
+        elif self.tensor.is_cuda:
+            copy_to_device(self.tensor, address, start, stop)
         else:
             scatter(TensorBoxes(self.tensor), address, start, stop)
 
@@ -266,6 +260,8 @@ def tensor_target(index: int, tensor: Tensor) -> tuple[TorchTarget, Any]:
         stride == 0 and side > 1 for stride, side in zip(tensor.stride(), tensor.shape, strict=True)
     ):
         raise ConfigError("it is expanded: several of its elements share memory")
+    if tensor.is_cuda:
+        wait_for_caller(tensor.device)
     identity = (tensor.data_ptr(), tensor.stride(), str(tensor.device)) if tensor.numel() else id(tensor)
     return TorchTarget(index, tensor), identity
 

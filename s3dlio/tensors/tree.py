@@ -1,8 +1,8 @@
 """From a state to its tree and its leaves.
 
-Owns the walk over containers, the limits on it and the nodes of containers; arrays are left to ``numpy_leaf`` and
-``torch_leaf``, scalars to ``scalars``. Never copies an array. Called by ``s3dlio.content``; ``restore`` is the way
-back. The nodes of a tree are described in ``s3dlio/FORMAT.md`` (Tree).
+Owns the walk over containers, the limits on it and the nodes of containers; arrays are left to ``numpy_leaf``,
+``torch_leaf`` and ``jax_leaf``, scalars to ``scalars``. Never copies an array. Called by ``s3dlio.content``;
+``restore`` is the way back. The nodes of a tree are described in ``s3dlio/FORMAT.md`` (Tree).
 
 A ``defaultdict`` is stored as a dict: its factory is code. Other subclasses are refused: they could not come back.
 """
@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from . import scalars
+from .jax_leaf import JaxHandlers, JaxLeaf
 from .leaf import MAX_DEPTH, Collector, Handler, Leaves, Node, Refusal
 from .numpy_leaf import NumpyHandlers, NumpyLeaf, is_sound
+from .tf_leaf import TensorflowHandlers
 from .torch_leaf import TorchHandlers, TorchLeaf, is_tensor
 
 
@@ -44,6 +46,7 @@ def flatten(state: object) -> Flattened:
     walk = _Walk()
     try:
         tree = walk.node(state)
+        walk.torch.end()
     except Refusal as refusal:
         raise refusal.error() from refusal
     return Flattened(tree, walk.collector.leaves, walk.collector.aliases)
@@ -51,13 +54,16 @@ def flatten(state: object) -> Flattened:
 
 class _Walk:
     def __init__(self) -> None:
-        self.collector = Collector({"numpy": NumpyLeaf, "torch": TorchLeaf})
+        self.collector = Collector({"numpy": NumpyLeaf, "torch": TorchLeaf, "jax": JaxLeaf})
+        self.torch = TorchHandlers(self.collector)
+        # Of types that only isinstance tells.
+        self._finders = (JaxHandlers(self.collector).find, TensorflowHandlers(self.collector).find)
         self._open: set[int] = set()  # ids of the containers around the present value
         self._handlers: dict[type, Handler] = {
             **scalars.ENCODERS,
             **scalars.torch_encoders(),
             **NumpyHandlers(self.collector).table(),
-            **TorchHandlers(self.collector).table(),
+            **self.torch.table(),
             dict: self._dict,
             defaultdict: self._dict,
             OrderedDict: self._ordered,
@@ -73,6 +79,11 @@ class _Walk:
         if isinstance(value, np.generic):
             self._handlers[type(value)] = scalars.encode_numpy
             return scalars.encode_numpy
+        for find in self._finders:
+            handler = find(value)
+            if handler is not None:
+                self._handlers[type(value)] = handler
+                return handler
         raise Refusal(_why_not(value))
 
     def _enter(self, container: object, depth: int) -> None:

@@ -28,7 +28,7 @@ def main(kind: str) -> None:
     def attend(topic: str) -> bytes:
         council.say(topic, f"{topic}: {council.rank}\0\xff".encode("latin-1") + bytes(3 << 20))
         if council.presides:
-            words = council.gather(topic, range(1, council.world_size))
+            words = dict(council.gather(topic, range(1, council.world_size)))
             assert all(len(word) > 3 << 20 for word in words.values())
             council.announce(topic, b",".join(word.partition(b"\0")[0] for word in words.values()))
             return b""
@@ -43,7 +43,7 @@ def main(kind: str) -> None:
             assert heard[topic].decode() == ",".join(said)
     council.say("bye", b"")
     if council.presides:
-        council.gather("bye", range(1, council.world_size))
+        list(council.gather("bye", range(1, council.world_size)))
     print(f"rank {council.rank} of {council.world_size} has heard all", flush=True)
 
 

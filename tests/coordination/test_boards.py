@@ -76,7 +76,7 @@ def test_ranks_that_share_only_the_store(backend: MemoryBackend) -> None:
         topic = seat.topic("save")
         seat.council.say(topic, bytes(3 << 20) + b"from %d" % rank)
         if seat.council.presides:
-            words = seat.council.gather(topic, range(RANKS))
+            words = dict(seat.council.gather(topic, range(RANKS)))
             seat.council.announce(topic, b" ".join(word[3 << 20 :] for word in words.values()))
         return seat.council.hear(topic)
 

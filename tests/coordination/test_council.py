@@ -47,7 +47,7 @@ def test_ranks_speak_and_hear() -> None:
     def attend(council: Council) -> bytes:
         council.say("topic", f"from {council.rank}".encode())
         if council.presides:
-            words = council.gather("topic", range(3))
+            words = dict(council.gather("topic", range(3)))
             council.announce("topic", b" ".join(words[rank] for rank in range(3)))
         return council.hear("topic")
 
@@ -63,7 +63,7 @@ def test_who_is_missing_is_named() -> None:
     with pytest.raises(
         DeadlineError, match=r"store: topic: nothing was heard from ranks 1, 3 of 4 ranks within 0.01 s"
     ):
-        first.gather("topic", range(1, 4))
+        list(first.gather("topic", range(1, 4)))
 
 
 def test_rank_0_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ def test_the_board_does_not_grow_with_the_number_of_topics() -> None:
     first, second = Council(board, "store", 1.0), Council(other, "store", 1.0)
     for number in range(3 * councils.KEPT):
         second.say(f"save-{number}", bytes(2 * PIECE))
-        first.gather(f"save-{number}", [1])
+        list(first.gather(f"save-{number}", [1]))
         first.announce(f"save-{number}", b"done")
     assert len(hall.values) == councils.KEPT
     assert second.hear(f"save-{3 * councils.KEPT - 1}") == b"done"

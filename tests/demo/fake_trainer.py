@@ -20,7 +20,6 @@ def flip_a_bit(state: Any) -> None:
 
 
 MODES: dict[str, dict[str, Any]] = {
-    "plain": {"looks": LOOKS},
     "instant": {"looks": 0},
     "spoiled": {"looks": LOOKS, "spoil": flip_a_bit},
 }

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from s3dlio import CheckpointStore
 from s3dlio.demo.options import DemoOptions
 from s3dlio.demo.story import check_options, death_step, run
 from s3dlio.engine.errors import ConfigError, DependencyError, S3dlioError
@@ -109,20 +111,26 @@ def test_the_death_has_a_save_before_and_a_save_after(every: int, intervals: int
 
 
 @pytest.mark.slow
-def test_the_whole_story_on_real_training(tmp_path: Path) -> None:
-    report = run(replace(TINY, uri=f"file://{tmp_path}"), open_store=FakeStore, trainer=fake("plain"))
+def test_the_whole_story_on_real_training_and_the_real_store(tmp_path: Path) -> None:
+    """When exactly the kill meets the save is up to the machine: it may even be committed by workers that live longer."""
+    with_store = partial(CheckpointStore, workers=1, memory=32 << 20)
+    report = run(replace(TINY, uri=f"file://{tmp_path}"), open_store=with_store)
+    assert report.well
     assert report.equal
     assert set(report.reference) == {"model", "optimizer", "rng", "step", "losses"}
-    assert report.died_at == 6
+    assert report.died_at in (6, 9)
     assert report.died_stored > 0
-    assert report.committed_after_death == (3,)
-    assert report.torn_hidden
-    assert report.resumed_from == 3
-    assert report.workers == 1
+    assert report.committed_after_death[0] == 3
+    assert report.resumed_from == report.committed_after_death[-1]
+    assert report.workers >= 2
     assert report.workers_left == 0
-    assert len(report.stalls) == 3  # the save that was died in has no stall to tell
-    assert len(report.blocking) == 4
+    assert report.stalls
+    assert report.blocking
+    assert report.commits
     assert len(report.step_alone) == 9
+    with with_store(report.store) as store:
+        assert store.load()["step"] == 9
+        assert all(store.verify(info.step).ok for info in store.list())
 
 
 @pytest.mark.slow

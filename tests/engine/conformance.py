@@ -6,6 +6,7 @@ Sizes follow the store's ``Limits``, so that the same tests run against a store 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import mmap
 import pickle
@@ -84,6 +85,8 @@ class Conformance:
     """
 
     clock_slack = 0.0
+    dates_uploads = True
+    """Whether the store tells when an upload last received bytes."""
 
     def seen(self, info: ObjectInfo) -> ObjectInfo:
         """What others must see of an object whose write was answered with ``info``."""
@@ -228,6 +231,52 @@ class Conformance:
         assert [info.size for info in backend.list("a/")] == [
             len(name.encode()) for name in sorted(names) if "a/" in name
         ]
+
+    @pytest.mark.parametrize("limit", [1, 2, 3, 7, 100])
+    def test_pages_are_the_whole_listing_in_pieces(self, backend: Backend, other: Backend, limit: int) -> None:
+        names = ["x/1", "x/2/3", "x/2/30", "x/4", "xy/1", "y", "y-"]
+        for name in names:
+            backend.put(name, view(b"1"))
+        pages = [*other.pages(limit=limit)]
+        assert [info for page in pages for info in page.objects] == list(backend.list())
+        assert [info.key for page in pages for info in page.objects] == names
+        assert all(len(page.objects) <= limit for page in pages)
+        assert not any(page.folders for page in pages)
+        assert len(pages) >= -(-len(names) // limit)
+        assert [bool(page.next) for page in pages] == [True] * (len(pages) - 1) + [False]
+
+    @pytest.mark.parametrize("limit", [1, 2, None])
+    @pytest.mark.parametrize(
+        ("prefix", "objects", "folders"),
+        [
+            ("", ["y", "y-"], ["x/", "xy/"]),
+            ("x", [], ["x/", "xy/"]),
+            ("x/", ["x/1", "x/2e"], ["x/2/", "x/3/"]),
+            ("x/2", ["x/2e"], ["x/2/"]),
+            ("x/2/", ["x/2/3", "x/2/30"], []),
+            ("y", ["y", "y-"], []),
+            ("z", [], []),
+            ("x/1/", [], []),
+        ],
+    )
+    def test_shallow_pages(
+        self, backend: Backend, prefix: str, objects: list[str], folders: list[str], limit: int | None
+    ) -> None:
+        for key in ("x/1", "x/2/3", "x/2/30", "x/2e", "x/3/4/5/6", "xy/1", "y", "y-"):
+            backend.put(key, view(b"1"))
+        pages = [*backend.pages(prefix, shallow=True, limit=limit)]
+        assert [info.key for page in pages for info in page.objects] == objects
+        assert [name for page in pages for name in page.folders] == folders
+        assert all(len(page.objects) + len(page.folders) <= (limit or 100) for page in pages)
+
+    def test_a_listing_may_go_on_after_what_was_deleted(self, backend: Backend) -> None:
+        """Who removes a folder page by page asks for each page when the objects of those before are gone."""
+        for number in range(5):
+            backend.put(f"x/{number}/y", view(b"1"))
+        for page in backend.pages("x/", limit=2):
+            for info in page.objects:
+                backend.delete(info.key)
+        assert keys(backend) == []
 
     @pytest.mark.parametrize(
         ("prefix", "found"),
@@ -408,6 +457,17 @@ class Conformance:
         backend.abort(KEY, first)
         backend.abort(KEY, second)
 
+    def test_an_upload_tells_when_it_last_received_bytes(self, backend: Backend, other: Backend) -> None:
+        name = backend.begin(KEY)
+        store_parts(backend, KEY, name, b"part")
+        written = other.written(KEY, name)
+        if self.dates_uploads:
+            assert abs(written - time.time()) < 3600
+        else:
+            assert written == 0.0
+        backend.abort(KEY, name)
+        assert other.written(KEY, "no such upload") == 0.0
+
     def test_open_uploads_are_found_and_not_listed(self, backend: Backend, other: Backend) -> None:
         backend.put("a/b/done", view(b"x"))
         begun = {backend.begin(key): key for key in ("a/b/open", "a/b/open", "a/other", "c")}
@@ -486,6 +546,22 @@ class Conformance:
             filled.get_range(KEY, len(RANGES) - length, memoryview(into))
             assert into == RANGES[len(RANGES) - length :]
 
+    def test_a_range_is_of_the_version_that_is_asked_for(self, backend: Backend) -> None:
+        first = backend.put(KEY, view(b"first"))
+        into = bytearray(3)
+        backend.get_range(KEY, 1, memoryview(into), if_match=first.etag)
+        assert into == b"irs"
+        second = backend.put(KEY, view(b"2nd"))
+        for offset, length in ((0, 3), (1, 0), (2, 3), (5, 0)):  # it ends before some
+            with pytest.raises(PreconditionError, match=KEY) as caught:
+                backend.get_range(KEY, offset, memoryview(bytearray(length)), if_match=first.etag)
+            assert not caught.value.transient
+        backend.get_range(KEY, 0, memoryview(into), if_match=second.etag)
+        assert into == b"2nd"
+        backend.delete(KEY)
+        with pytest.raises((NotFoundError, PreconditionError)):
+            backend.get_range(KEY, 0, memoryview(into), if_match=second.etag)
+
     def test_many_threads_read_at_once(self, filled: Backend, other: Backend) -> None:
         def read(index: int) -> bool:
             into = bytearray(400_000)
@@ -512,7 +588,6 @@ class Conformance:
             lambda: backend.put(key, view(b"x")),
             lambda: backend.read(key, limit=1),
             lambda: backend.head(key),
-            lambda: backend.delete(key),
             lambda: backend.abort(key, "upload"),
             lambda: backend.begin(key),
             lambda: backend.put_part(key, "upload", 1, 0, view(b"x")),
@@ -524,9 +599,17 @@ class Conformance:
                 call()
         assert keys(backend) == []
 
+    @pytest.mark.parametrize("key", [*BAD_KEYS, "..", "/", "//"])
+    def test_deleting_what_is_no_key_harms_no_other(self, backend: Backend, key: str) -> None:
+        backend.put("a/b", view(b"x"))
+        backend.put("b", view(b"x"))
+        with contextlib.suppress(ConfigError):
+            backend.delete(key)
+        assert keys(backend) == ["a/b", "b"]
+
     @pytest.mark.parametrize("prefix", ["/", "/a", "../", "a/../b", "a//b"])
     def test_no_listing_leaves_the_root(self, backend: Backend, prefix: str) -> None:
-        for listing in (backend.list, backend.uploads):
+        for listing in (backend.list, backend.uploads, lambda prefix: backend.pages(prefix, shallow=True)):
             with pytest.raises(ConfigError):
                 list(listing(prefix))
 

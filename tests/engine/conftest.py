@@ -1,4 +1,4 @@
-"""The pool that engine tests share: a few small slots and two workers, started once a module."""
+"""The pool that engine tests share: a few small slots and two workers, started once a module; and who waits."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from s3dlio.engine.backends import answers
 from s3dlio.engine.pool import Pool, PoolConfig
 from tests.engine.live import MIB, all_free, all_ready, await_
+from tests.engine.waiters import Waiters
 
 
 @pytest.fixture(scope="module")
@@ -23,3 +25,11 @@ def pool(shared_pool: Pool) -> Iterator[Pool]:
     """The shared pool; the test must leave it with all its slots free."""
     yield shared_pool
     assert all_free(shared_pool), "the test leaves slots in use"
+
+
+@pytest.fixture
+def waiters(monkeypatch: pytest.MonkeyPatch) -> Waiters:
+    """Counts the threads that wait for what another asks a store."""
+    counted = Waiters()
+    monkeypatch.setattr(answers, "Future", counted.future)
+    return counted

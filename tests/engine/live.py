@@ -16,6 +16,7 @@ from typing import TypeVar
 import pytest
 
 from s3dlio.engine import spawn
+from s3dlio.engine.backlog import Sent
 from s3dlio.engine.contract import Location
 from s3dlio.engine.errors import S3dlioError
 from s3dlio.engine.messages import Call, Task
@@ -71,15 +72,20 @@ def await_(supervisor: Supervisor, condition: Callable[[], bool]) -> None:
         pass
 
 
-def in_flight(supervisor: Supervisor) -> int:
+def held(supervisor: Supervisor) -> list[Sent]:
     """Tasks that workers hold; to be asked in the supervisor's thread."""
-    return sum(len(worker.tasks) for worker in supervisor._workers.values())
+    return [sent for worker in supervisor._crew.workers.values() for sent in worker.tasks.values()]
+
+
+def in_flight(supervisor: Supervisor) -> int:
+    """How many; to be asked there, too."""
+    return len(held(supervisor))
 
 
 def all_ready(supervisor: Supervisor) -> bool:
     """Whether all workers have greeted; to be asked in the supervisor's thread."""
-    workers = supervisor._workers.values()
-    return len(workers) == supervisor._wanted and all(worker.ready for worker in workers)
+    workers = supervisor._crew.workers.values()
+    return len(workers) == supervisor._crew.wanted and all(worker.ready for worker in workers)
 
 
 def stop(pid: int) -> None:

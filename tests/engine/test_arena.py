@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 import pytest
 
@@ -50,21 +51,43 @@ def resident(arena: Arena) -> int:
     return os.fstat(arena.fd).st_blocks * 512
 
 
-def waiting(arena: Arena, **options: object) -> tuple[threading.Thread, list[object]]:
-    """A thread in ``lease``, once it has begun to wait there."""
-    outcome: list[object] = []
+class Waiting:
+    """A thread in ``lease`` that has begun to wait there; ``outcome`` is what came of it."""
 
-    def lease() -> None:
+    def __init__(self, arena: Arena, **options: object) -> None:
+        self._arena = arena
+        self._options = options
+        self._outcome: Future[int] = Future()
+        self._begun = threading.Event()
+        self._wait = arena._changed.wait
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(arena._changed, "wait", self._told_wait)
+            self._thread = threading.Thread(target=self._lease)
+            self._thread.start()
+            assert self._begun.wait(30)
+
+    def _told_wait(self, timeout: float | None = None) -> bool:
+        if threading.current_thread() is self._thread:
+            self._begun.set()  # the arena's lock is held until the wait has begun: whoever takes it comes after that
+        return self._wait(timeout)
+
+    def _lease(self) -> None:
         try:
-            outcome.append(arena.lease(**options))  # type: ignore[arg-type]
+            self._outcome.set_result(self._arena.lease(**self._options))  # type: ignore[arg-type]
         except (DeadlineError, MemoryLimitError) as error:
-            outcome.append(error)
+            self._outcome.set_exception(error)
+        self._begun.set()
 
-    thread = threading.Thread(target=lease)
-    thread.start()
-    while not arena._changed._waiters and thread.is_alive():  # type: ignore[attr-defined]
-        time.sleep(0)
-    return thread, outcome
+    def outcome(self) -> int:
+        """The slot it got, or what it raises."""
+        self._thread.join(30)
+        return self._outcome.result(0)
+
+    @staticmethod
+    def first(several: list[Waiting]) -> Waiting:
+        """The one of ``several`` that ends first."""
+        done, _ = wait([each._outcome for each in several], 30, return_when=FIRST_COMPLETED)
+        return next(each for each in several if each._outcome in done)
 
 
 def test_the_lowest_free_slot_is_lent_first(make: Make) -> None:
@@ -119,21 +142,20 @@ def test_a_full_arena_waits_until_its_deadline(make: Make) -> None:
 def test_a_waiting_lease_gets_the_next_slot(make: Make) -> None:
     arena = make(1)
     arena.lease()
-    thread, outcome = waiting(arena)
+    waiting = Waiting(arena)
     arena.release([0])
-    thread.join()
-    assert outcome == [0]
+    assert waiting.outcome() == 0
 
 
 def test_a_waiting_lease_stops_when_told(make: Make) -> None:
     arena = make(1)
     arena.lease()
     stopped = threading.Event()
-    thread, outcome = waiting(arena, stop=stopped.is_set)
+    waiting = Waiting(arena, stop=stopped.is_set)
     stopped.set()
     arena.wake()
-    thread.join()
-    assert isinstance(outcome[0], DeadlineError)
+    with pytest.raises(DeadlineError, match="stopped"):
+        waiting.outcome()
     arena.release([0])
     with pytest.raises(DeadlineError, match="stopped"):
         arena.lease(stop=lambda: True)
@@ -199,17 +221,14 @@ def test_a_kernel_without_memory_does_not_make_it_spin(make: Make, monkeypatch: 
         return False
 
     monkeypatch.setattr(arena, "_grow", refuse)
-    threads = [waiting(arena) for _ in range(3)]
+    waiting = [Waiting(arena) for _ in range(3)]
     assert sorted(arena._free) == [1, 2, 3]
     assert len(tries) <= 3  # at most one each, then they wait
-    for _ in range(3):
+    while waiting:
         arena.release([0])
-        while arena.free == 4:
-            time.sleep(0)
-    arena.release([0])
-    for thread, _ in threads:
-        thread.join()
-    assert [outcome for _, outcome in threads] == [[0], [0], [0]]
+        served = Waiting.first(waiting)
+        assert served.outcome() == 0
+        waiting.remove(served)
 
 
 def test_a_kernel_without_memory_and_nobody_to_wait_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +267,30 @@ def test_warming_up_leaves_out_what_is_lent_and_stops_where_memory_is_short(make
     asked: list[Sequence[int]] = []
     assert arena.grow(8 * MIB, asked.append) == 3 * MIB
     assert asked == [[1, 2]]
+
+
+def test_free_slots_are_given_back_to_the_machine(make: Make) -> None:
+    """From the top, and only as many as are asked for; a slot that is lent keeps its bytes."""
+    arena = make(6)
+    slots = [arena.lease() for _ in range(5)]
+    ctypes.memmove(arena.address(slots[4]), b"kept", 4)
+    arena.release(slots[:4])
+    assert arena.shrink(MIB + 1) == 2 * MIB
+    assert resident(arena) == 3 * MIB
+    assert ctypes.string_at(arena.address(slots[4]), 4) == b"kept"
+    assert arena.shrink(100 * MIB) == 2 * MIB
+    assert resident(arena) == MIB
+    assert arena.shrink(1) == 0
+    assert [arena.lease() for _ in range(4)] == slots[:4]  # as if they had never been lent
+    assert resident(arena) == 5 * MIB
+
+
+def test_a_kernel_that_takes_nothing_back_is_no_error(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = make(2)
+    arena.release([arena.lease()])
+    monkeypatch.setattr(arena_module, "_MADV_REMOVE", -1)
+    assert arena.shrink(MIB) == 0
+    assert resident(arena) == MIB
 
 
 def test_a_failed_warm_up_gives_the_slots_back(make: Make) -> None:

@@ -14,7 +14,7 @@ from azure.storage.blob import BlobProperties, BlobServiceClient
 
 from s3dlio.engine.backends import azure, azure_client, azure_options
 from s3dlio.engine.backends.azure_wire import block_id, new_upload, started, upload_of
-from s3dlio.engine.errors import AccessDeniedError, NotFoundError, StorageError
+from s3dlio.engine.errors import AccessDeniedError, ConfigError, NotFoundError, StorageError
 from tests.engine.azure_stores import store
 from tests.engine.conformance import data, keys, view
 from tests.servers.azurite import Container
@@ -63,9 +63,26 @@ def test_what_is_stored_elsewhere_in_the_container_is_not_seen(az_container: Con
     for name in ("other/a", "runs-2/b", "runs", "runs/good", "runs//bad", "runs/end/"):
         az_container.write(name, b"x")
     with store(az_container) as backend:
-        assert keys(backend) == ["good"]
+        assert keys(backend) == ["/bad", "end/", "good"]
     with store(az_container, prefix="") as backend:
-        assert keys(backend) == ["other/a", "runs", "runs-2/b", "runs/good"]
+        assert keys(backend) == ["other/a", "runs", "runs-2/b", "runs//bad", "runs/end/", "runs/good"]
+
+
+def test_blobs_whose_names_are_no_keys_are_deleted(az_container: Container) -> None:
+    odd = ["/lead", "a/", "a//b", "plain//"]
+    for name in (*odd, "a/b", "x/y"):
+        az_container.write(f"runs/{name}", b"x")
+    with store(az_container) as backend:
+        for name in odd:
+            backend.delete(name)
+            backend.delete(name)
+        assert keys(backend) == ["a/b", "x/y"]
+
+
+@pytest.mark.parametrize("name", ["x\\y", "a/../x/y", "x/./y", ".."])
+def test_a_name_that_would_become_another_is_refused(az_container: Container, name: str) -> None:
+    with store(az_container) as backend, pytest.raises(ConfigError, match="becomes that of another blob"):
+        backend.delete(name)
 
 
 @pytest.mark.parametrize("key", ["a b/ü?#%25+&='()~.bin", "x" * 200 + "/.hidden", "a:b@c,d;e!f$g*h[i]", "日本/語"])
@@ -90,6 +107,8 @@ def test_folders_are_no_objects(az_container: Container) -> None:
     az_container.write("runs/a/b", b"x")
     with store(az_container) as backend:
         assert keys(backend) == ["a/b"]
+        (page,) = backend.pages(shallow=True)
+        assert (page.objects, page.folders) == ((), ("a/",))
         with pytest.raises(NotFoundError):
             backend.head("a")
         with pytest.raises(NotFoundError):

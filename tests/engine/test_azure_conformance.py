@@ -15,6 +15,8 @@ from tests.servers.azurite import Container
 
 
 class TestAzure(Conformance):
+    dates_uploads = False
+
     @pytest.fixture
     def location(self, az_container: Container) -> Location:
         rest = az_container.uri.removeprefix("az://") + "/runs/one"

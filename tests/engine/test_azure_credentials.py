@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from s3dlio.engine.backends.azure_credentials import tried
 from s3dlio.engine.backends.azure_options import parse, read
 from s3dlio.engine.contract import Secret
 from s3dlio.engine.errors import ConfigError
@@ -154,3 +155,29 @@ def test_an_endpoint_of_another_account_is_refused() -> None:
 def test_an_identity_is_not_sent_in_the_clear() -> None:
     with pytest.raises(ConfigError, match="no https: endpoint"):
         parse("account/box", {"endpoint_url": "http://data.example.com"}, {})
+
+
+CHAIN = """DefaultAzureCredential failed to retrieve a token from the included credentials.
+Attempted credentials:
+\tEnvironmentCredential: EnvironmentCredential authentication unavailable. Environment variables are not there.
+Visit https://example.com/a to troubleshoot this issue.
+\tManagedIdentityCredential: ManagedIdentityCredential authentication unavailable.
+\tAzureCliCredential: Azure CLI not found on path
+\tBrokerCredential
+\tOtherCredential: Authentication failed: %s. More
+To mitigate this issue, please refer to the guidelines."""
+
+
+def test_what_was_tried_is_one_line() -> None:
+    assert tried(CHAIN % "wrong secret") == (
+        "tried Environment (Environment variables are not there), ManagedIdentity (unavailable), "
+        "AzureCli (Azure CLI not found on path), Broker (unavailable), Other (Authentication failed: wrong secret)"
+    )
+    assert len(tried(CHAIN % ("x" * 1000))) < 350
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("", ""), ("one\ntwo", "one"), ("\n  the token has expired \n", "the token has expired")]
+)
+def test_other_words_are_shown_to_the_first_line(text: str, line: str) -> None:
+    assert tried(text) == line

@@ -10,7 +10,9 @@ import pytest
 
 from s3dlio.engine.backends import open_backend
 from s3dlio.engine.backends.azure import SMALL, AzureBackend
-from s3dlio.engine.backends.retry import RetryPolicy
+from s3dlio.engine.backends.azure_client import Client
+from s3dlio.engine.backends.pace import Timing
+from s3dlio.engine.backends.retry import RetryBackend, RetryPolicy
 from s3dlio.engine.contract import Backend, ObjectInfo
 from s3dlio.engine.errors import (
     BrokenReadError,
@@ -216,6 +218,29 @@ def test_a_range_goes_on_where_it_broke_off(wrapped: Backend, az_proxy: FaultPro
     assert rule.fired == 2
     ranges = [request.headers["x-ms-range"] for request in az_proxy.requests("GET")]
     assert ranges == [f"bytes={begin}-{len(BODY) - 1}" for begin in (0, (1 << 20) + 5, (2 << 20) + 10)]
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_broken_range_never_goes_on_with_another_version(
+    bare: AzureBackend, az_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, keeps: bool
+) -> None:
+    """Not even where the endpoint takes no notice of the condition."""
+    download = Client.download
+    if not keeps:
+        monkeypatch.setattr(Client, "download", lambda self, *given: download(self, *given[:3]))
+    etag = bare.put("k", view(BODY)).etag
+    az_proxy.rule(Truncate(at=(1 << 20) + 5), method="GET")
+
+    def replace_it(_: float) -> None:
+        bare.put("k", view(BODY[::-1]))
+
+    into = bytearray(len(BODY))
+    with pytest.raises(PreconditionError, match="k was overwritten while it was read") as caught:
+        RetryBackend(bare, RetryPolicy(), Timing(replace_it)).get_range("k", 0, memoryview(into))
+    assert not caught.value.transient
+    assert into == BODY[: (1 << 20) + 5] + bytes(len(BODY) - (1 << 20) - 5)
+    conditions = [request.headers.get("if-match") for request in az_proxy.requests("GET")]
+    assert conditions == [None, f'"{etag}"' if keeps else None]
 
 
 def test_a_range_whose_answer_never_came_is_no_broken_read(bare: AzureBackend, az_proxy: FaultProxy) -> None:

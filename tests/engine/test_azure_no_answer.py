@@ -12,6 +12,7 @@ import requests
 import urllib3
 from azure.core.exceptions import ClientAuthenticationError, DecodeError, ServiceRequestError, ServiceResponseError
 
+from s3dlio.engine.backends import azure, azure_options
 from s3dlio.engine.backends.azure import AzureBackend
 from s3dlio.engine.backends.azure_errors import AzureErrors, scrub
 from s3dlio.engine.errors import AccessDeniedError, ConfigError, CorruptError, S3dlioError, StorageError
@@ -100,6 +101,18 @@ def test_no_answer_means(error: Exception, kind: type[S3dlioError], transient: b
     assert str(caught.value).startswith("put az://acc/box/k: ")
     assert getattr(caught.value, "transient", False) is transient
     assert "SECRET" not in str(caught.value)
+
+
+def test_no_credential_is_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """By the SDK itself, asked for the one credential that needs no network to find out; it logs nothing."""
+    environ = {"AZURE_TOKEN_CREDENTIALS": "EnvironmentCredential"}
+    backend = azure.open_location(azure_options.parse("account/box", {}, environ))
+    words = r"account account was found \(tried Environment \(Environment variables are not fully configured\)\); set"
+    with pytest.raises(AccessDeniedError, match=words) as caught:
+        backend.head("k")
+    backend.close()
+    assert "\n" not in str(caught.value)
+    assert [record for record in caplog.records if record.name.startswith("azure")] == []
 
 
 def test_our_own_errors_pass() -> None:

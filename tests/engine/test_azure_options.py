@@ -110,7 +110,7 @@ def test_what_is_not_given_has_a_default() -> None:
         ("metadata", {"a": "x\ny"}), ("metadata", {"a": "é"}), ("metadata", {"s3dlio_Upload": "x"}),
         ("metadata", {"a": "x", "A": "y"}), ("encryption_scope", "a b c"), ("encryption_scope", 3),
         ("connect_timeout", 0), ("read_timeout", "5"), ("read_timeout", True), ("retry_deadline", float("inf")),
-        ("retry_deadline", float("nan")), ("retry_deadline", -1),
+        ("retry_deadline", float("nan")), ("retry_deadline", -1), ("first_deadline", "5"),
     ],
 )  # fmt: skip
 def test_an_option_that_is_wrong_is_refused_without_showing_a_credential(name: str, value: object) -> None:
@@ -128,8 +128,11 @@ def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
         parse("account/box", {"region": "x"}, {})
 
 
-def test_the_deadline_of_retries_stays_in_the_location() -> None:
-    assert dict(parse("account/box", {"account_key": KEY, "retry_deadline": 7}, {}).options)["retry_deadline"] == 7.0
+@pytest.mark.parametrize("name", ["retry_deadline", "first_deadline"])
+def test_the_deadlines_of_retries_stay_in_the_location(name: str) -> None:
+    location = parse("account/box", {"account_key": KEY, name: 7000}, {})
+    assert dict(location.options)[name] == 7000.0
+    assert read(location) == read(parse("account/box", {"account_key": KEY}, {}))
 
 
 @given(

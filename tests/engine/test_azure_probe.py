@@ -10,11 +10,14 @@ import pytest
 
 from s3dlio.engine.backends import azure_probe
 from s3dlio.engine.backends.azure import SMALL, AzureBackend
+from s3dlio.engine.contract import PROBE
 from s3dlio.engine.errors import AccessDeniedError, ThrottledError
+from s3dlio.leftovers import Leftovers, find_leftovers
 from tests.engine.azure_stores import store
 from tests.engine.conformance import data, view
+from tests.engine.waiters import Waiters
 from tests.servers.azurite import Container
-from tests.servers.faults import Action, Status
+from tests.servers.faults import Action, Hold, Status
 from tests.servers.proxy import FaultProxy
 
 LARGE = view(data(SMALL + 1))
@@ -78,6 +81,25 @@ def test_lanes_ask_once(backend: AzureBackend, az_container: Container, az_proxy
     assert len(az_proxy.requests(path="s3dlio-probe")) == 2
 
 
+def test_a_failure_is_shared_by_all_lanes_that_waited(
+    backend: AzureBackend, az_proxy: FaultProxy, waiters: Waiters
+) -> None:
+    """One of them asks: an endpoint that hangs costs all of them one time-out, not one after the other."""
+    count = 4
+    held = az_proxy.rule(Hold(), header=f"^{CRC}:")
+    az_proxy.rule(Status(503, "ServerBusy"), header=f"^{MD5}:")
+    with ThreadPoolExecutor(count) as lanes:
+        puts = [lanes.submit(backend.put, f"k{number}", view(b"x")) for number in range(count)]
+        waiters.wait(count - 1)
+        held.release()
+        for put in puts:
+            with pytest.raises(ThrottledError, match=f"asking {az_proxy.endpoint} for its checksums"):
+                put.result()
+    assert len(az_proxy.requests(path=PROBE)) == 2
+    assert backend.put("k", view(b"x")).verified == "md5"
+    assert len(az_proxy.requests(path=PROBE)) == 4
+
+
 def test_a_question_without_an_answer_is_asked_again(backend: AzureBackend, az_proxy: FaultProxy) -> None:
     for action, error in ((Status(503, "ServerBusy"), ThrottledError), (Status(403, ""), AccessDeniedError)):
         az_proxy.rule(action)
@@ -100,5 +122,7 @@ def test_a_question_leaves_nothing_that_a_listing_shows(backend: AzureBackend, a
     az_proxy.rule(Status(500, "FeatureNotSupported"), header=f"^{CRC}:")
     backend.put("k", view(b"x"))
     assert [info.key for info in backend.list()] == ["k"]
+    assert list(backend.list(PROBE)) == []
     assert list(backend.uploads()) == []
-    assert len(az_proxy.requests(path=r"/runs/\.s3dlio-probe")) == 2
+    assert find_leftovers(backend, min_age=0, now=2**40) == Leftovers((), ())
+    assert len(az_proxy.requests(path=rf"/runs/{PROBE}")) == 2

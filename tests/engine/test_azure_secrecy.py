@@ -15,6 +15,7 @@ import pytest
 from s3dlio.engine.backends import open_backend
 from s3dlio.engine.backends.azure_client import Client, _applied
 from s3dlio.engine.backends.azure_options import read
+from s3dlio.engine.backends.azure_wire import new_upload
 from s3dlio.engine.backends.retry import RetryPolicy
 from s3dlio.engine.contract import Location
 from s3dlio.engine.errors import S3dlioError
@@ -57,9 +58,9 @@ def secrets_in(text: str, sas: str) -> list[str]:
 
 def use(store: Location) -> str:
     """Call everything; returns all that the errors show."""
-    backend, told = open_backend(store, retry=ONCE), ""
-    name = backend.begin("k")
+    backend, told, name = open_backend(store, retry=ONCE), "", new_upload()
     calls: list[Callable[[], object]] = [
+        lambda: backend.begin("k"),
         lambda: backend.put("k", view(b"body")),
         lambda: backend.read("k", limit=10),
         lambda: backend.get_range("k", 0, memoryview(bytearray(4))),

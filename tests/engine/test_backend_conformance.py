@@ -27,6 +27,8 @@ class TestPosix(Conformance):
 
 
 class TestMemory(Conformance):
+    dates_uploads = False
+
     @pytest.fixture(params=[(), S3_LIMITS], ids=["own limits", "limits of S3"])
     def location(self, request: pytest.FixtureRequest) -> Iterator[Location]:
         root = uuid.uuid4().hex

@@ -3,12 +3,13 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from s3dlio.engine import backends
-from s3dlio.engine.backends import memory, open_backend
-from s3dlio.engine.backends.retry import RetryPolicy
+from s3dlio.engine.backends import insistence, memory, open_backend, retry_policy
+from s3dlio.engine.backends.retry import REMOTE, RetryPolicy
 from s3dlio.engine.contract import Location, ObjectInfo
 from s3dlio.engine.errors import ConfigError, DependencyError, StorageError
 
@@ -67,6 +68,19 @@ def test_a_backend_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
         backend.head("key")
     assert calls == ["key"] * 3
     memory.forget("test_backend_open")
+
+
+@pytest.mark.parametrize(("scheme", "root"), [("s3", "bucket"), ("az", "account/box")])
+def test_options_bound_the_insistence_on_an_object_store(scheme: str, root: str) -> None:
+    def at(**options: float) -> Location:
+        return Location(scheme, root, tuple(options.items()))
+
+    assert retry_policy(at()) == REMOTE
+    assert retry_policy(at(retry_deadline=7)) == replace(REMOTE, deadline=7.0)
+    assert retry_policy(at(first_deadline=7.5)) == replace(REMOTE, first_deadline=7.5)
+    assert insistence(at()) == REMOTE.deadline
+    assert insistence(at(connect_timeout=1.0, read_timeout=100.0, retry_deadline=1000.0)) == 1101.0
+    assert retry_policy(Location("file", "/x")) == RetryPolicy()
 
 
 def test_only_the_module_of_the_scheme_is_imported() -> None:

@@ -198,13 +198,42 @@ def test_processes_share_what_they_map() -> None:
         assert here.remaining() == 0.0
         subprocess.run([sys.executable, "-c", _REFUSED_ELSEWHERE, str(fd)], pass_fds=[fd], check=True, timeout=60)
         assert 0.0 < here.remaining() <= 1500.0
-        before = bytes(memory[:16])
+        before = bytes(memory[:32])
         here.slow_down()  # within their hold: nothing new
-        assert bytes(memory[:16]) == before
+        assert bytes(memory[:32]) == before
         del here
         memory.close()
     finally:
         os.close(fd)
+
+
+# trouble and answers
+
+
+def test_trouble_is_news_once_and_again_after_a_quiet_minute() -> None:
+    fake, memory = FakeTime(now=100.0), private()
+    first, second = pace(fake, memory), pace(fake, memory)
+    assert first.trouble()
+    for _ in range(10):
+        fake.now += 59.0
+        assert not second.trouble()
+        assert not first.trouble()
+    fake.now += 60.5
+    assert second.trouble()
+    assert not first.trouble()
+
+
+def test_a_store_has_answered_for_all_who_share_its_place() -> None:
+    fake, memory = FakeTime(now=100.0), private()
+    first, second, other = pace(fake, memory), pace(fake, memory), pace(fake)
+    assert not second.answered
+    first.slow_down()
+    assert not second.answered
+    first.answer()
+    assert second.answered
+    assert not other.answered
+    assert second.remaining() == 1.5
+    assert second.trouble()
 
 
 # what the retries make of it

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from s3dlio.engine.backends.memory import MemoryBackend, forget
 from s3dlio.engine.backends.pace import Pace, Timing
 from s3dlio.engine.backends.retry import REMOTE, RetryBackend, RetryPolicy
-from s3dlio.engine.contract import ObjectInfo, PartReceipt, Segments, UploadInfo
+from s3dlio.engine.contract import ObjectInfo, Page, PartReceipt, Segments, UploadInfo
 from s3dlio.engine.errors import (
     BrokenReadError,
     CorruptError,
@@ -50,14 +50,13 @@ class Flaky(MemoryBackend):
         self._fail()
         return super().put_part(key, upload, number, offset, data)
 
-    def get_range(self, key: str, offset: int, into: memoryview) -> None:
+    def get_range(self, key: str, offset: int, into: memoryview, *, if_match: str | None = None) -> None:
         self._fail()
-        super().get_range(key, offset, into)
+        super().get_range(key, offset, into, if_match=if_match)
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        for info in super().list(prefix):
-            self._fail()
-            yield info
+    def list_page(self, prefix: str = "", *, shallow: bool = False, after: str = "", limit: int | None = None) -> Page:
+        self._fail()
+        return super().list_page(prefix, shallow=shallow, after=after, limit=limit)
 
     def uploads(self, prefix: str = "") -> Iterator[UploadInfo]:
         for info in super().uploads(prefix):
@@ -66,7 +65,10 @@ class Flaky(MemoryBackend):
 
 
 class Breaking(MemoryBackend):
-    """Downloads that end early: each brings the next of ``reached`` bytes, takes ``seconds`` and then fails."""
+    """Downloads that end early: each brings the next of ``reached`` bytes, takes ``seconds`` and then fails.
+
+    ``broken`` is called after each failure.
+    """
 
     def __init__(self, fake: FakeTime, reached: list[int], seconds: float = 0.0) -> None:
         super().__init__("test_backend_retry")
@@ -74,16 +76,18 @@ class Breaking(MemoryBackend):
         self.asked: list[tuple[int, int]] = []
         self._fake = fake
         self._seconds = seconds
+        self.broken: Callable[[], object] = lambda: None
 
-    def get_range(self, key: str, offset: int, into: memoryview) -> None:
+    def get_range(self, key: str, offset: int, into: memoryview, *, if_match: str | None = None) -> None:
         self.asked.append((offset, len(into)))
         self._fake.now += self._seconds
         if not self.reached:
-            super().get_range(key, offset, into)
+            super().get_range(key, offset, into, if_match=if_match)
             return
-        reached = self.reached.pop(0)
-        super().get_range(key, offset, into[:reached])
-        raise BrokenReadError("connection reset", reached=reached)
+        reached, etag = self.reached.pop(0), self.head(key).etag
+        super().get_range(key, offset, into[:reached], if_match=if_match)
+        self.broken()
+        raise BrokenReadError("connection reset", reached=reached, etag=etag)
 
 
 @dataclass
@@ -180,14 +184,25 @@ def test_waits_lie_between_base_and_cap(seed: int, base: float, cap: float, atte
     assert all(min(base, cap) <= wait <= cap for wait in fake.slept)
 
 
-@pytest.mark.parametrize("listing", ["list", "uploads"])
-def test_a_listing_goes_on_where_it_failed(store: MemoryBackend, listing: str) -> None:
+def test_a_listing_goes_on_where_it_failed(store: MemoryBackend) -> None:
     for number in range(5):
         store.put(f"list/{number}", [])
-        store.begin(f"list/{number}")
-    whole = list(getattr(store, listing)("list/"))
     inner = flaky(0)
-    items = getattr(RetryBackend(inner, timing=FakeTime().timing()), listing)("list/")
+    pages = RetryBackend(inner, timing=FakeTime().timing()).pages("list/", limit=2)
+    begun = next(pages)
+    inner.failures += [BUSY, BUSY]
+    found = [info for page in (begun, *pages) for info in page.objects]
+    assert found == list(store.list("list/"))
+    assert len(found) == 5
+    assert inner.calls == 3 + 2
+
+
+def test_a_listing_of_uploads_goes_on_where_it_failed(store: MemoryBackend) -> None:
+    for number in range(5):
+        store.begin(f"list/{number}")
+    whole = list(store.uploads("list/"))
+    inner = flaky(0)
+    items = RetryBackend(inner, timing=FakeTime().timing()).uploads("list/")
     begun = [next(items), next(items)]
     inner.failures += [BUSY, BUSY]
     assert begun + list(items) == whole
@@ -282,6 +297,29 @@ def test_a_download_that_has_stopped_ends_at_the_deadline() -> None:
     assert set(inner.asked[1:]) == {(2, 2)}
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_a_broken_download_never_goes_on_with_another_version(store: MemoryBackend, given: bool) -> None:
+    fake = FakeTime()
+    inner, into = Breaking(fake, [2]), bytearray(4)
+    inner.broken = lambda: store.put("key", [memoryview(b"BODY")])
+    etag = store.head("key").etag
+    with pytest.raises(PreconditionError, match=r"key .*was overwritten while it was read") as caught:
+        RetryBackend(inner, timing=fake.timing()).get_range(
+            "key", 0, memoryview(into), if_match=etag if given else None
+        )
+    assert not caught.value.transient
+    assert into == b"bo\0\0"
+
+
+@pytest.mark.usefixtures("store")
+def test_a_download_of_which_nothing_came_may_be_of_any_version() -> None:
+    fake = FakeTime()
+    inner, into = Breaking(fake, [0]), bytearray(4)
+    inner.broken = lambda: inner.put("key", [memoryview(b"BODY")])
+    RetryBackend(inner, timing=fake.timing()).get_range("key", 0, memoryview(into))
+    assert into == b"BODY"
+
+
 # refusals
 
 
@@ -330,10 +368,10 @@ def test_what_the_others_wait_for_is_waited_for_before_the_first_attempt() -> No
 
 def test_a_listing_that_is_refused_goes_on_and_holds_back_the_others(store: MemoryBackend) -> None:
     for number in range(4):
-        store.put(f"list/{number}", [])
+        store.begin(f"list/{number}")
     inner, fake = flaky(0), FakeTime(now=100.0)
     pace = Pace(base=4.0, timing=fake.timing())
-    items = RetryBackend(inner, timing=fake.timing(), pace=pace).list("list/")
+    items = RetryBackend(inner, timing=fake.timing(), pace=pace).uploads("list/")
     keys = [next(items).key]
     inner.failures += [THROTTLED]
     keys.append(next(items).key)

@@ -45,7 +45,7 @@ def test_every_call_is_one_line(backend: TraceBackend, debug: pytest.LogCaptureF
         "get_range 0 'b' 10.0 ms 1000 B, 0 MB/s: ok",
         "read 'a' 10.0 ms: ok",
         "head 'a' 10.0 ms: ok",
-        "list (2) '' 10.0 ms: ok",
+        "list '' 10.0 ms: ok",
         "uploads (0) 'x' 10.0 ms: ok",
         "abort 'b' 10.0 ms: ok",
         "delete 'a' 10.0 ms: ok",
@@ -60,12 +60,12 @@ def test_a_failure_is_told_and_raised(backend: TraceBackend, debug: pytest.LogCa
 
 
 def test_a_listing_left_early_is_told(backend: TraceBackend, debug: pytest.LogCaptureFixture) -> None:
-    backend.put("a", [])
-    backend.put("b", [])
-    listing = backend.list()
+    backend.begin("a")
+    backend.begin("b")
+    listing = backend.uploads()
     next(listing)
     del listing
-    assert debug.messages[-1] == "list (1) '' 10.0 ms: not read to the end"
+    assert debug.messages[-1] == "uploads (1) '' 10.0 ms: not read to the end"
 
 
 def test_nothing_is_told_above_debug(backend: TraceBackend, caplog: pytest.LogCaptureFixture) -> None:

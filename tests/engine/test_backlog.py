@@ -129,7 +129,7 @@ def test_a_popped_task_is_as_it_was_added() -> None:
     sent = pop(filled(part(S3), owner=owner))
     assert sent is not None
     assert (sent.owner is owner, sent.token, sent.task, sent.remote) == (True, 0, part(S3), True)
-    assert (sent.sends, sent.deadline, sent.stuck) == (0, 0.0, False)
+    assert (sent.sends, sent.limit, sent.deadline, sent.stuck) == (0, 0.0, 0.0, 0)
 
 
 def test_a_task_put_back_keeps_its_place() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from s3dlio.engine import supervisor as supervisor_module
+from s3dlio.engine import crew, deadlines
 from s3dlio.engine.checksum import crc32c
 from s3dlio.engine.contract import Location
 from s3dlio.engine.errors import (
@@ -438,7 +438,7 @@ def test_ctrl_c_while_loading(pool: Pool, tmp_path: Path) -> None:
 def test_closing_the_pool_ends_a_save_that_is_being_staged(
     make: Make, tmp_path: Path, codec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "_EXIT_TIMEOUT", 0.5)
+    monkeypatch.setattr(crew, "_EXIT_TIMEOUT", 0.5)
     pool = make()
     data = payload(20 * MIB)
     job, source = new_job(pool, tmp_path, "a", len(data), codec=codec), Gate(data)
@@ -729,7 +729,7 @@ def run(self, task):
     return real(self, task)
 """,
     )
-    monkeypatch.setattr(supervisor_module, "MAX_SENDS", 2)
+    monkeypatch.setattr(deadlines, "MAX_SENDS", 2)
     pool = make()
     job = save(pool, tmp_path, "a", payload(3 * MIB))
     with pytest.raises(WorkerDiedError, match="2 workers died on it, the last with status 9"):

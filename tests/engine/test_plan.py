@@ -28,6 +28,7 @@ def planned(
     lanes: int = 4,
     whole_below: int = 0,
     part_size: int | None = None,
+    far: bool = False,
 ) -> SavePlan:
     return plan_save(
         total,
@@ -39,6 +40,7 @@ def planned(
         lanes=lanes,
         whole_below=whole_below,
         part_size=part_size,
+        far=far,
     )
 
 
@@ -103,6 +105,7 @@ def test_parts_cover_the_bytes_exactly(data: st.DataObject) -> None:
             encoded=encoded,
             headroom=alignment,
             whole_below=data.draw(st.sampled_from([0, total])),
+            far=data.draw(st.booleans()),
         )
     except ConfigError:
         assume(False)
@@ -247,3 +250,33 @@ def test_small_pieces_find_room_behind_the_last_one() -> None:
 def test_an_empty_object_is_one_empty_part() -> None:
     assert gathered(planned(0), []) == [Part(1, 0, ())]
     assert gathered(planned(None), [0]) == [Part(1, 0, ())]
+
+
+@pytest.mark.parametrize(
+    ("gib", "slots", "lanes", "mib"),
+    [
+        (0.5, 256, 16, 16),  # too few parts to go round
+        (1, 256, 16, 16),
+        (2, 256, 16, 32),
+        (4, 256, 16, 64),
+        (100, 256, 16, 64),  # never larger, unless the store's most parts want it
+        (1000, 256, 16, 112),
+        (4, 64, 16, 32),  # half of the arena for 16 parts
+        (4, 16, 16, 16),
+        (4, 64, 2, 64),
+    ],
+)
+def test_large_shards_go_to_a_far_store_in_larger_parts(gib: float, slots: int, lanes: int, mib: int) -> None:
+    plan = planned(round(gib * GIB), slots=slots, lanes=lanes, far=True)
+    assert plan.part_target == mib * MIB
+    assert planned(round(gib * GIB), slots=slots, lanes=lanes).part_target == max(16, mib if mib > 64 else 0) * MIB
+
+
+@given(st.integers(1, 2000), st.integers(1, 64), st.integers(1, 40), st.booleans())
+def test_larger_parts_never_want_more_memory_than_there_is(slots: int, lanes: int, gib: int, encoded: bool) -> None:
+    try:
+        planned(gib * GIB, slots=slots, lanes=lanes, encoded=encoded)
+    except MemoryLimitError:
+        return
+    plan = planned(gib * GIB, slots=slots, lanes=lanes, encoded=encoded, far=True)
+    assert plan.needed <= slots

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -10,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from s3dlio.engine import crew
 from s3dlio.engine import pool as pool_module
-from s3dlio.engine import supervisor as supervisor_module
 from s3dlio.engine.arena import SharedMemory
 from s3dlio.engine.contract import Location
 from s3dlio.engine.errors import (
@@ -119,6 +120,20 @@ def test_warming_up(make: Make) -> None:
     assert pool.arena.free == 8
 
 
+def test_where_memory_is_short_it_makes_room(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = make(memory=8 * MIB)
+    pool.warmup()
+
+    def left() -> int:
+        return 18 * MIB - os.fstat(pool.arena.fd).st_blocks * 512
+
+    monkeypatch.setattr(pool_module, "headroom", left)
+    assert pool.make_room(10 * MIB) == 10 * MIB
+    assert left() == 10 * MIB
+    assert pool.make_room(12 * MIB) == 12 * MIB
+    assert pool.make_room(100 * MIB) == 18 * MIB
+
+
 def test_a_memory_of_ones_own(pool: Pool) -> None:
     memory = SharedMemory("test", 4096)
     number = pool.attach(memory)
@@ -173,7 +188,7 @@ def test_closing_waits_for_jobs(make: Make) -> None:
 def test_closing_does_not_wait_beyond_its_timeout_and_tells_every_job(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "_EXIT_TIMEOUT", 0.05)
+    monkeypatch.setattr(crew, "_EXIT_TIMEOUT", 0.05)
     pool = make()
     waited: Future[object] = Future()
     unwaited: Future[object] = Future()

@@ -13,7 +13,7 @@ import pytest
 from s3dlio.engine.backends import durable
 from s3dlio.engine.backends.posix import PosixBackend
 from s3dlio.engine.contract import PartReceipt
-from s3dlio.engine.errors import AccessDeniedError, NotFoundError, PreconditionError, StorageError
+from s3dlio.engine.errors import AccessDeniedError, ConfigError, NotFoundError, PreconditionError, StorageError
 from tests.engine.conformance import data, get, keys, view
 
 PAGE = 4096
@@ -100,11 +100,48 @@ def test_a_folder_removed_at_the_wrong_moment_is_made_again(
 def test_a_listing_bears_what_vanishes(backend: PosixBackend) -> None:
     for key in ("a/1", "b/1", "b/2", "c/1"):
         backend.put(key, view(b"x"))
-    listing = backend.list()
-    assert next(listing).key == "a/1"
+    listing = backend.pages(limit=1)
+    assert [info.key for info in next(listing).objects] == ["a/1"]
+    backend.delete("a/1")
     backend.delete("b/1")
     backend.delete("b/2")
-    assert [info.key for info in listing] == ["c/1"]
+    assert [info.key for page in listing for info in page.objects] == ["c/1"]
+
+
+def test_every_page_of_a_tree_begins_behind_the_one_before(backend: PosixBackend, root: Path) -> None:
+    """Files and folders whose names begin alike, and folders without an object; in pages of every size."""
+    names = ["a", "a.b/c", "a.b/d/e", "a0", "b/a/z", "b/a.z", "b/z", "c/.x", "é", "z/z/z"]
+    for name in names:
+        backend.put(name, view(b"x"))
+    for name in ("a-empty", "b/a/empty", "y/y"):
+        (root / name).mkdir(parents=True)
+    folders = ["a-empty/", "a.b/", "b/", "c/", "y/", "z/"]
+    for limit in range(1, len(names) + 2):
+        deep = [info.key for page in backend.pages(limit=limit) for info in page.objects]
+        assert deep == sorted(names)
+        pages = [*backend.pages(shallow=True, limit=limit)]
+        assert all(len(page.objects) + len(page.folders) <= limit for page in pages)
+        assert [name for page in pages for name in page.folders] == folders
+        assert [info.key for page in pages for info in page.objects] == ["a", "a0", "é"]
+
+
+@pytest.mark.parametrize("name", ["a\\b", "x" * 250, "\udcff", "\x01"])
+def test_a_file_that_is_no_object_of_ours_is_listed_and_deleted(backend: PosixBackend, root: Path, name: str) -> None:
+    (root / "f").mkdir(parents=True)
+    (root / "f" / name).write_bytes(b"x")
+    backend.put("f/a", view(b"x"))
+    assert set(keys(backend)) == {f"f/{name}", "f/a"}
+    backend.delete(f"f/{name}")
+    assert keys(backend) == ["f/a"]
+    assert [path.name for path in (root / "f").iterdir()] == ["a"]
+
+
+def test_uploads_and_locks_are_not_deleted_as_objects(backend: PosixBackend, root: Path) -> None:
+    backend.begin("f/a")
+    (name,) = (path.name for path in (root / "f").iterdir())
+    with pytest.raises(ConfigError, match="unfinished upload"):
+        backend.delete(f"f/{name}")
+    assert [path.name for path in (root / "f").iterdir()] == [name]
 
 
 def test_a_link_to_nothing_is_no_object(backend: PosixBackend, root: Path) -> None:

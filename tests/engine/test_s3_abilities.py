@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
-from s3dlio.engine.backends import s3, s3_abilities, s3_options
+from s3dlio.engine.backends import s3, s3_abilities, s3_errors, s3_options
+from s3dlio.engine.backends.pace import Pace
+from s3dlio.engine.backends.retry import RetryBackend, RetryPolicy
 from s3dlio.engine.backends.s3_abilities import Abilities, ChecksumEvidence, Conditions, Mode, mode_of
-from s3dlio.engine.contract import Backend
-from s3dlio.engine.errors import AccessDeniedError, ConfigError, PreconditionError, StorageError
+from s3dlio.engine.contract import PROBE, Backend
+from s3dlio.engine.errors import AccessDeniedError, ConfigError, PreconditionError, StorageError, ThrottledError
+from s3dlio.leftovers import find_leftovers, remove_leftovers
 from tests.engine.conformance import KEY, data, get, store_parts, view
-from tests.servers.faults import Status
+from tests.engine.waiters import Waiters
+from tests.servers.faults import Action, Hold, LostReply, Status, Truncate
 from tests.servers.proxy import FaultProxy
 from tests.servers.s3_server import Bucket, S3Server
 
@@ -40,16 +47,17 @@ def test_answers_make_a_way_of_working(found: ChecksumEvidence, mode: Mode) -> N
     assert mode_of(found) == mode
 
 
-def test_amazon_is_known_and_not_asked() -> None:
-    def ask() -> s3_abilities.Probe:
-        raise AssertionError("asked")
+def unasked() -> s3_abilities.Probe:
+    raise AssertionError("asked")
 
+
+def test_amazon_is_known_and_not_asked() -> None:
     for endpoint in ("https://s3.eu-west-1.amazonaws.com", "https://s3.cn-north-1.amazonaws.com.cn"):
         known = Abilities(endpoint, "bucket")
-        assert known.mode(ask) == "full"
-        assert known.conditions(ask) == Conditions(True, True)
+        assert known.mode(unasked) == "full"
+        assert known.conditions(unasked) == Conditions(True, True)
     with pytest.raises(AssertionError):
-        Abilities("https://amazonaws.com.example.org", "bucket").mode(ask)
+        Abilities("https://amazonaws.com.example.org", "bucket").mode(unasked)
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +109,10 @@ def test_a_store_that_verifies_all(open_: Open, s3_proxy: FaultProxy, caplog: py
 def test_a_store_is_asked_once_by_all_of_the_process(open_: Open, s3_proxy: FaultProxy) -> None:
     for _ in range(2):
         write(open_())
-    assert len(s3_proxy.requests("DELETE", s3_abilities.PROBE, r"^(x-id=.*)?$")) == 1
+    assert len(s3_proxy.requests("DELETE", PROBE, r"^(x-id=.*)?$")) == 1
     s3_abilities.forget()
     write(open_())
-    assert len(s3_proxy.requests("DELETE", s3_abilities.PROBE, r"^(x-id=.*)?$")) == 2
+    assert len(s3_proxy.requests("DELETE", PROBE, r"^(x-id=.*)?$")) == 2
 
 
 def test_reading_and_listing_ask_nothing(open_: Open, s3_proxy: FaultProxy) -> None:
@@ -161,12 +169,84 @@ def test_a_failure_is_no_answer(
     open_: Open, s3_proxy: FaultProxy, action: Status, error: type[Exception], query: str
 ) -> None:
     backend = open_()
-    s3_proxy.rule(action, path=s3_abilities.PROBE, query=query)
+    s3_proxy.rule(action, path=PROBE, query=query)
     with pytest.raises(error):
         backend.put(KEY, view(b"x"))
     assert list(backend.list()) == []
     assert backend.put(KEY, view(b"x")).verified == "crc64nvme"
     assert list(backend.uploads()) == []
+
+
+def test_a_failure_is_shared_by_all_lanes_that_waited(open_: Open, s3_proxy: FaultProxy, waiters: Waiters) -> None:
+    """One of them asks: a store that hangs costs all of them one time-out, not one after the other."""
+    backend, count = open_(), 4
+    held = s3_proxy.rule(Hold(), path=PROBE, query="uploads")
+    s3_proxy.rule(Status(503, "SlowDown"), path=PROBE, query="partNumber")
+    with ThreadPoolExecutor(count) as lanes:
+        puts = [lanes.submit(backend.put, f"k{number}", view(b"x")) for number in range(count)]
+        waiters.wait(count - 1)
+        held.release()
+        for put in puts:
+            with pytest.raises(ThrottledError, match=r"s3://.*/k\d: .*SlowDown"):
+                put.result()
+    assert len(s3_proxy.requests("POST", PROBE, "uploads")) == 1
+    assert backend.put(KEY, view(b"x")).verified == "crc64nvme"
+    assert len(s3_proxy.requests("POST", PROBE, "uploads")) == 2
+
+
+def test_an_answer_that_was_cut_is_no_answer(open_: Open, s3_proxy: FaultProxy) -> None:
+    backend = open_()
+    s3_proxy.rule(Truncate(0), path=PROBE, query="uploads", times=2)
+    with pytest.raises(StorageError, match="cut on its way") as caught:
+        backend.put(KEY, view(b"x"))
+    assert caught.value.transient
+    patient = RetryBackend(backend, RetryPolicy(base=0.001, cap=0.002), pace=Pace(base=0.001, cap=0.002))
+    assert patient.put(KEY, view(b"x")).verified == "crc64nvme"
+    lost = list(backend.uploads())  # what the answers would have named
+    assert [upload.key.startswith(PROBE) for upload in lost] == [True] * 2
+    assert remove_leftovers(backend, find_leftovers(backend, min_age=0, now=2**40)) == 2
+    assert list(backend.uploads()) == []
+
+
+@pytest.mark.parametrize(
+    ("action", "which", "deleted"),
+    [
+        (Status(503, "SlowDown"), {"query": "uploads"}, 0),
+        (Status(501, "NotImplemented"), {"query": "uploads"}, 0),  # then MD5 is asked for, and the object refused
+        (Status(503, "SlowDown"), {"query": "partNumber"}, 0),
+        (Status(400, "InvalidRequest"), {"method": "POST", "query": "uploadId", "times": None}, 0),
+        (Status(500, "InternalError"), {"method": "POST", "query": "uploadId"}, 1),
+        (LostReply(), {"method": "POST", "query": "uploadId"}, 1),
+        (Status(200, "nothing"), {"header": "^content-md5"}, 1),
+    ],
+)
+def test_only_what_may_be_there_is_deleted(
+    open_: Open, s3_proxy: FaultProxy, action: Action, which: dict[str, Any], deleted: int
+) -> None:
+    if "header" in which:
+        s3_proxy.rule(Status(501, "NotImplemented"), path=PROBE, query="uploads")
+    s3_proxy.rule(action, path=PROBE, **which)
+    probe = open_()._bucket._probe()  # type: ignore[attr-defined]
+    with contextlib.suppress(*s3_errors.FAILURES):
+        probe.checksums()
+    assert len(s3_proxy.requests("DELETE", PROBE, r"^(x-id=.*)?$")) == deleted
+
+
+def test_what_a_killed_process_left_is_not_listed_and_is_removed(bucket: Bucket, open_: Open) -> None:
+    """Neither here nor in a store that this one lies in."""
+    backend = open_()
+    backend.put(KEY, view(b"x"))
+    inner = backend._bucket.prefix  # type: ignore[attr-defined]
+    bucket.write(f"{inner}{PROBE}0123", b"")
+    outer = s3.open_location(s3_options.parse(bucket.name, bucket.options, {}))
+    assert [info.key for info in outer.list(inner)] == [f"{inner}{KEY}"]
+    assert list(outer.list(PROBE)) == []
+    outer.close()
+    assert [info.key for info in backend.list()] == [KEY]
+    assert [info.key for info in backend.list(PROBE)] == [f"{PROBE}0123"]
+    assert find_leftovers(backend).objects == ()
+    assert remove_leftovers(backend, find_leftovers(backend, min_age=0, now=2**40)) == 1
+    assert [key for key in bucket.keys() if key.startswith(inner)] == [f"{inner}{KEY}"]  # noqa: SIM118 - no dict
 
 
 def test_an_echo_that_is_missing_is_an_error(open_: Open, s3_proxy: FaultProxy) -> None:
@@ -186,8 +266,7 @@ def test_stores_that_keep_conditions(server: str, localstack: S3Server, moto: S3
     bucket = (localstack if server == "localstack" else moto).make_bucket()
     backend = s3.open_location(s3_options.parse(bucket.name, bucket.options, {}))
     backend.put(KEY, view(b"x"), if_absent=True)
-    found = s3_abilities.of(bucket.endpoint, bucket.name)._conditions
-    assert found == Conditions(True, True)
+    assert s3_abilities.of(bucket.endpoint, bucket.name).conditions(unasked) == Conditions(True, True)
     assert bucket.keys() == [KEY]
     backend.close()
 

@@ -140,7 +140,9 @@ def location(s3_bucket: Bucket, s3_proxy: FaultProxy) -> tuple[str, dict[str, ob
     return s3_bucket.name, {**s3_bucket.through(s3_proxy.endpoint).options}
 
 
-def test_a_body_goes_unsigned_with_its_checksum(location: tuple[str, dict[str, object]], s3_proxy: FaultProxy) -> None:
+def test_a_body_goes_at_once_and_unsigned_with_its_checksum(
+    location: tuple[str, dict[str, object]], s3_proxy: FaultProxy
+) -> None:
     name, options = location
     backend = s3.open_location(s3_options.parse(name, options, {}))
     backend.put(KEY, view(data(100)))
@@ -148,6 +150,7 @@ def test_a_body_goes_unsigned_with_its_checksum(location: tuple[str, dict[str, o
     assert put.headers["x-amz-content-sha256"] == "UNSIGNED-PAYLOAD"
     assert [header for header in put.headers if header.startswith("x-amz-checksum")] == ["x-amz-checksum-crc64nvme"]
     assert "s3dlio" in put.headers["user-agent"]
+    assert "expect" not in put.headers, "it asked first: a round trip more for every part"
     backend.close()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from s3dlio.engine.backends import open_backend, s3, s3_options
 from s3dlio.engine.contract import Backend, Location
-from s3dlio.engine.errors import NotFoundError, StorageError
+from s3dlio.engine.errors import AccessDeniedError, NotFoundError, StorageError
 from tests.engine.conformance import KEY, Conformance, keys, store_parts, view
 from tests.servers.s3_server import Bucket, S3Server
 
@@ -104,15 +104,43 @@ def test_listings_go_over_many_pages(store: Backend, monkeypatch: pytest.MonkeyP
         store.abort(name, upload)
 
 
-def test_neighbours_of_the_prefix_and_folder_markers_are_not_seen(localstack_bucket: Bucket) -> None:
+def test_neighbours_of_the_prefix_are_not_seen(localstack_bucket: Bucket) -> None:
     location = fresh(localstack_bucket)
     store = s3.open_location(location)
     prefix = location.root.partition("/")[2]
-    for name in (f"{prefix}x/a", f"{prefix}", f"{prefix}/", f"{prefix}/folder/", f"{prefix}/a//b"):
+    for name in (f"{prefix}x/a", f"{prefix}", f"{prefix}/"):
         localstack_bucket.write(name, b"x")
     store.put("a", view(b"x"))
     assert keys(store) == ["a"]
     store.close()
+
+
+ODD = ["..", "/", "/lead", "a/", "a/../b", "a//b", "a\\b", "b/./", "plain//"]
+
+
+@pytest.mark.parametrize("prefix", ["", "runs"])
+def test_objects_whose_names_are_no_keys_are_listed_and_deleted(localstack: S3Server, prefix: str) -> None:
+    """In the path of a request "/" would be taken for the bucket, and by some "a/../b" for "b"."""
+    bucket = localstack.make_bucket()
+    begin = f"{prefix}/" if prefix else ""
+    odd = ODD if prefix else [name for name in ODD if name != "/"]  # which boto3 itself takes for the bucket
+    for name in (*odd, "a/b", "b", "lead"):
+        bucket.write(begin + name, b"x")
+    store = s3.open_location(s3_options.parse(f"{bucket.name}/{prefix}", bucket.options, {}))
+    assert keys(store) == sorted([*odd, "a/b", "b", "lead"])
+    for name in odd:
+        store.delete(name)
+        store.delete(name)
+    assert keys(store) == ["a/b", "b", "lead"]
+    store.close()
+
+
+def test_a_refusal_to_delete_by_name_is_told(store: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = store._bucket.client  # type: ignore[attr-defined]
+    denied = {"Errors": [{"Key": "a/", "Code": "AccessDenied", "Message": "not yours"}]}
+    monkeypatch.setattr(client, "delete_objects", lambda **_: denied)
+    with pytest.raises(AccessDeniedError, match=r"delete of s3://.*a/: .*AccessDenied"):
+        store.delete("a/")
 
 
 def test_a_store_may_be_a_whole_bucket(localstack: S3Server) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from s3dlio.engine.backends import open_backend, s3, s3_options
-from s3dlio.engine.backends.pace import Pace
-from s3dlio.engine.backends.retry import RetryPolicy
+from s3dlio.engine.backends.pace import Pace, Timing
+from s3dlio.engine.backends.retry import RetryBackend, RetryPolicy
 from s3dlio.engine.contract import Backend, Location
 from s3dlio.engine.errors import (
     AccessDeniedError,
@@ -259,6 +259,30 @@ def test_a_broken_download_goes_on_where_it_ended(patient: Backend, s3_proxy: Fa
     ranges = [request.headers["range"] for request in s3_proxy.requests("GET", KEY)]
     assert len(ranges) == 4
     assert ranges == sorted(set(ranges), key=lambda text: int(text[len("bytes=") :].split("-")[0]))
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_broken_download_never_goes_on_with_another_version(
+    bare: Backend, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, keeps: bool
+) -> None:
+    """Not even where the store takes no notice of the condition."""
+    client = bare._bucket.client  # type: ignore[attr-defined]
+    get_object = client.get_object
+    if not keeps:
+        monkeypatch.setattr(client, "get_object", lambda IfMatch="", **given: get_object(**given))
+    etag = bare.put(KEY, view(data(3 * MIB))).etag
+    s3_proxy.rule(Truncate(MIB + 5), method="GET", path=KEY)
+
+    def replace_it(_: float) -> None:
+        bare.put(KEY, view(data(3 * MIB, seed=2)))
+
+    into = bytearray(3 * MIB)
+    with pytest.raises(PreconditionError, match=rf"{KEY} .*was overwritten while it was read") as caught:
+        RetryBackend(bare, SOON, Timing(replace_it)).get_range(KEY, 0, memoryview(into))
+    assert not caught.value.transient
+    assert into == data(3 * MIB)[: MIB + 5] + bytes(2 * MIB - 5)
+    conditions = [request.headers.get("if-match") for request in s3_proxy.requests("GET", KEY)]
+    assert conditions == [None, etag if keeps else None]
 
 
 @pytest.mark.parametrize("action", [Truncate(2), ResetReply(2), FlipReply(2)])

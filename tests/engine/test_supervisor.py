@@ -6,21 +6,34 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from s3dlio.engine import supervisor as supervisor_module
+from s3dlio.engine import crew, deadlines
 from s3dlio.engine.arena import SharedMemory
 from s3dlio.engine.checksum import crc32c
 from s3dlio.engine.contract import Location, ObjectInfo
 from s3dlio.engine.errors import DeadlineError, NotFoundError, PoolClosedError, S3dlioError, WorkerDiedError
-from s3dlio.engine.messages import Call, Encode, Encoded, Populate, Span
+from s3dlio.engine.messages import Call, Encode, Encoded, Inflate, Populate, Span
 from s3dlio.engine.spawn import WorkerProcess, start_worker
 from s3dlio.engine.supervisor import Supervisor
-from tests.engine.live import Caller, all_ready, ask, await_, head, in_flight, put, python, sabotage, stop, stopped
+from tests.engine.live import (
+    Caller,
+    all_ready,
+    ask,
+    await_,
+    head,
+    held,
+    in_flight,
+    put,
+    python,
+    sabotage,
+    stop,
+    stopped,
+)
 
 Start = Callable[..., Supervisor]
 
@@ -107,7 +120,7 @@ def test_work_is_spread(start: Start, tmp_path: Path) -> None:
     with stopped(supervisor):
         caller.submit(*(put(tmp_path, str(number), b"") for number in range(9)))
         await_(supervisor, lambda: in_flight(supervisor) == 4)
-        assert ask(supervisor, lambda: [len(worker.tasks) for worker in supervisor._workers.values()]) == [2, 2]
+        assert ask(supervisor, lambda: [len(worker.tasks) for worker in supervisor._crew.workers.values()]) == [2, 2]
     caller.wait(9)
 
 
@@ -128,7 +141,7 @@ def test_an_idle_worker_that_dies_is_replaced(start: Start, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_many_deaths_of_idle_workers_are_no_reason_to_give_up(start: Start) -> None:
     supervisor = start()
-    for _ in range(supervisor_module.MAX_STILLBORN + 1):
+    for _ in range(crew.MAX_STILLBORN + 1):
         await_(supervisor, lambda: all_ready(supervisor))
         (pid,) = supervisor.pids()
         os.kill(pid, signal.SIGKILL)
@@ -163,7 +176,7 @@ def run(self, task):
     return real(self, task)
 """,
     )
-    monkeypatch.setattr(supervisor_module, "MAX_SENDS", 3)
+    monkeypatch.setattr(deadlines, "MAX_SENDS", 3)
     supervisor = start(2)
     caller = Caller(supervisor)
     caller.submit(head(tmp_path, "deadly"))
@@ -188,21 +201,70 @@ def test_a_stuck_worker_is_killed_before_its_task_is_done_again(start: Start, tm
 
 
 def test_a_task_that_always_hangs_fails(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for the worker's sake and once more: then it is the storage, though fewer tries than a death has."""
     sabotage(monkeypatch, "def run(self, task):\n    signal.pause()")
-    monkeypatch.setattr(supervisor_module, "MAX_SENDS", 2)
+    assert deadlines.MAX_STUCK == 2 < deadlines.MAX_SENDS
     supervisor = start(task_timeout=0.2)
     caller = Caller(supervisor)
     caller.submit(head(tmp_path, "a"))
     ((_, error),) = caller.wait()
     assert isinstance(error, DeadlineError)
-    assert "made no progress for" in str(error)
-    assert "2 times; the storage hangs" in str(error)
+    assert str(error) == "Call of memory made no progress for 0.2 s, 2 times; the storage hangs"
+
+
+def test_a_longer_limit_of_a_task_is_waited_for(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limits of two tasks differ in one worker: the shorter one's end is that of the worker, and counts for it."""
+    sabotage(monkeypatch, "def run(self, task):\n    signal.pause()")
+    supervisor = start(lanes=2, task_timeout=0.2)
+    patient, caller = Caller(supervisor), Caller(supervisor)
+    patient.submit(Inflate(Location("file", str(tmp_path)), "long", 3600 << 20, 0, 1))
+    caller.submit(head(tmp_path, "short"))
+    assert isinstance(caller.wait()[0][1], DeadlineError)
+    limits = ask(supervisor, lambda: [(sent.limit, sent.stuck) for sent in held(supervisor)])
+    assert limits == [(3600.2, 0)]
+    assert patient.outcomes == []
+
+
+def test_a_worker_that_hangs_before_its_first_word_blames_no_task(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sabotage(monkeypatch, "signal.pause()")
+    monkeypatch.setattr(crew, "START", 0.2)
+    supervisor = start(task_timeout=0.01)
+    caller = Caller(supervisor)
+    caller.submit(head(tmp_path, "a"))
+    ((_, error),) = caller.wait()
+    assert isinstance(error, WorkerDiedError)
+    assert "no worker could be started, 3 tries failed: the last one ended with status -9" in str(error)
+
+
+class Quitting(Caller):
+    """An owner that sends nothing more once a task of its has failed."""
+
+    def on_failed(self, token: Hashable, error: S3dlioError) -> None:
+        self.withdrawn = self._supervisor.withdraw(self)
+        super().on_failed(token, error)
+
+
+def test_an_owner_that_gives_up_gets_back_what_died_along(start: Start, tmp_path: Path) -> None:
+    supervisor = start(lanes=2)
+    owner = Quitting(supervisor)
+    with stopped(supervisor) as (pid,):
+        owner.submit(put(tmp_path, "first", b""), put(tmp_path, "second", b""))
+        await_(supervisor, lambda: in_flight(supervisor) == 2)
+        ask(supervisor, lambda: setattr(held(supervisor)[0], "sends", deadlines.MAX_SENDS))  # as after four deaths
+        os.kill(pid, signal.SIGKILL)
+        ((token, error),) = owner.wait()
+    assert token == 0
+    assert isinstance(error, WorkerDiedError)
+    assert owner.withdrawn == [1]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_worker_that_stopped_reading_is_replaced(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "_SEND_TIMEOUT", 0.5)  # beyond the start of the next worker
+    monkeypatch.setattr(crew, "_SEND_TIMEOUT", 0.5)  # beyond the start of the next worker
     supervisor = start()
     await_(supervisor, lambda: all_ready(supervisor))
     (pid,) = supervisor.pids()
@@ -279,7 +341,7 @@ def test_it_makes_do_with_the_workers_that_start(
             raise S3dlioError("cannot start a worker: no more processes")
         return start_worker(lanes)
 
-    monkeypatch.setattr(supervisor_module, "start_worker", start_one)
+    monkeypatch.setattr(crew, "start_worker", start_one)
     supervisor = start(4)
     caller = Caller(supervisor)
     caller.submit(*(put(tmp_path, str(number), b"") for number in range(4)))
@@ -305,7 +367,7 @@ Memories.attach = attach
     memory = SharedMemory("test", 4096)
     supervisor.post(lambda: supervisor.attach(1, memory.fd, 4096))
     caller = Caller(supervisor)
-    await_(supervisor, lambda: supervisor._broken is not None)
+    await_(supervisor, lambda: supervisor._crew.broken is not None)
     caller.submit(head(tmp_path, "a"))
     assert "status 1" in str(caller.wait()[0][1])
     memory.close()
@@ -398,7 +460,7 @@ def test_nothing_is_taken_after_the_end(start: Start, tmp_path: Path) -> None:
 def test_the_end_fails_what_is_in_flight_or_waits_and_kills_who_does_not_go(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "_EXIT_TIMEOUT", 0.05)
+    monkeypatch.setattr(crew, "_EXIT_TIMEOUT", 0.05)
     ends: list[S3dlioError] = []
     supervisor = start(on_end=ends.append)
     caller = Caller(supervisor)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
+import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import zstandard
@@ -12,7 +15,7 @@ import zstandard
 from s3dlio.engine.arena import SharedMemory
 from s3dlio.engine.backends.memory import MemoryBackend, forget
 from s3dlio.engine.checksum import crc32c
-from s3dlio.engine.contract import Backend, Limits, Location, ObjectInfo
+from s3dlio.engine.contract import Backend, Limits, Location, ObjectInfo, Page
 from s3dlio.engine.errors import CorruptError, MemoryLimitError, NotFoundError, StorageError
 from s3dlio.engine.messages import (
     Abort,
@@ -167,6 +170,26 @@ def test_a_chunk_comes_back(world: World, codec: str, landed: bool, known: bool)
         assert world.read(target) == data
 
 
+@pytest.mark.parametrize("codec", ["none", "zstd-grouped"])
+def test_a_chunk_lands_in_memory_of_its_own(world: World, codec: str) -> None:
+    """Landings are written through their descriptor; what does not match its checksum never gets there."""
+    data = bytes(range(256)) * 16
+    encoded = world.run(Encode("zstd-grouped", 1, world.write(0, data), Span(0, 8192, 8192), ((0, 4096, 4),)))
+    assert isinstance(encoded, Encoded)
+    stored = data if codec == "none" else world.read(Span(0, 8192, encoded.length))
+    world.put("key", stored)
+    landing = SharedMemory("landing", 3 * len(data))
+    world.memories.attach(7, os.dup(landing.fd), landing.size)
+    fetch = Fetch(LOCATION, "key", 0, len(stored), codec, len(data), crc32c(data), Span(7, 4096, len(data)))
+    with pytest.raises(CorruptError):
+        world.run(replace(fetch, crc=1))
+    assert os.pread(landing.fd, landing.size, 0) == bytes(landing.size)
+    assert world.run(fetch) == crc32c(data)
+    assert os.pread(landing.fd, landing.size, 0) == bytes(4096) + data + bytes(4096)
+    world.memories.detach(7)
+    landing.close()
+
+
 def test_a_wrong_checksum_names_the_place(world: World) -> None:
     world.put("key", b"0123456789")
     with pytest.raises(CorruptError, match=r"memory://test: key: bytes 2\.\.6 do not match their checksum .*00000001"):
@@ -205,7 +228,7 @@ def test_the_small_operations(world: World) -> None:
     assert isinstance(info, ObjectInfo)
     assert world.run(Call(LOCATION, "head", ("a",))) == info
     assert world.run(Call(LOCATION, "read", ("a",), (("limit", 10),))) == (b"123", info)
-    assert world.run(Call(LOCATION, "list", ("",))) == [info]
+    assert world.run(Call(LOCATION, "list_page", ("",))) == Page((info,))
     assert world.run(Call(LOCATION, "uploads", ("",))) == []
     assert world.run(Call(LOCATION, "delete", ("a",))) is None
     with pytest.raises(NotFoundError):
@@ -237,7 +260,17 @@ def test_an_empty_memory_can_be_attached() -> None:
 
 
 def test_a_lanes_buffer_grows(world: World) -> None:
-    assert len(world.runner._landing("raw", 10)) == 10
-    small = world.runner._landing("raw", mmap.PAGESIZE)
-    large = world.runner._landing("raw", 10 * mmap.PAGESIZE)
+    assert len(world.runner._buffer("raw", 10)) == 10
+    small = world.runner._buffer("raw", mmap.PAGESIZE)
+    large = world.runner._buffer("raw", 10 * mmap.PAGESIZE)
     assert (len(small), len(large)) == (mmap.PAGESIZE, 10 * mmap.PAGESIZE)
+
+
+def test_a_lane_that_rests_gives_its_buffers_back(world: World) -> None:
+    buffer = world.runner._buffer("raw", 10)
+    kept = weakref.ref(buffer.obj)
+    buffer.release()
+    assert kept() is not None
+    world.runner.rest()
+    gc.collect()
+    assert kept() is None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.faults.waiting import until
 
 _ENTER = """\
 import os, sys
@@ -34,7 +38,19 @@ def memory_group(limit: int) -> Iterator[tuple[Sequence[str], Path]]:
     try:
         yield (sys.executable, "-c", _ENTER, str(group / "cgroup.procs")), group
     finally:
+        for pid in (group / "cgroup.procs").read_text().split():  # after a failure: else it could not be removed
+            os.kill(int(pid), signal.SIGKILL)
+        until(lambda: _removed(group), f"{group} to be empty")
+
+
+def _removed(group: Path) -> bool:
+    try:
         group.rmdir()
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 def most_used(group: Path) -> int:

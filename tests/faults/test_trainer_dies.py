@@ -1,4 +1,4 @@
-"""The trainer is SIGKILLed at every point of a save: what is committed loads, what is torn is invisible, nothing lives.
+"""The trainer is SIGKILLed at every point: what is committed loads, what is torn is invisible, nothing lives.
 
 The workers are held at an exact place of an exact task (see ``injected``), the trainer dies, and its workers must end
 by themselves: the store is then as that place left it.
@@ -121,6 +121,84 @@ def test_killed_at_rest(open_store: Open, script: Scripting, folder: Path) -> No
         trainer.end(signal.SIGKILL)
         trainer.all_gone()
         check_after(store, folder, 2)
+
+
+OTHERWISE = """
+    store = open_store(memory=ARGS["memory"])
+    say("open")
+    {doing}
+    signal.pause()
+"""
+DOINGS: dict[str, tuple[str, Rule, int]] = {
+    # what the trainer is doing -> its code, where its workers are held, the memory number
+    "deferred staging": (
+        "store.save_async(2, states.make(2, 6), defer_staging=True)",
+        Rule("StorePart", key="ckpt-2-", at="io", do=HOLD),
+        4 * states.MIB,
+    ),
+    "a stream": (
+        "stream = store.writer(1, 0).get_distributed_shard_stream(2, 0, ''); stream.write_chunk(bytes(5 << 20))",
+        Rule("StorePart", key="ckpt-2-", at="io", do=HOLD),
+        24 * states.MIB,
+    ),
+    "warming up": ("store.warmup()", Rule("Populate", do=HOLD), 24 * states.MIB),
+    "loading": ("store.load()", Rule("Fetch", at="io", do=HOLD), 24 * states.MIB),
+    "loading into": (
+        "store.load(into=states.zeroed(states.make(1)))",
+        Rule("Fetch", at="io", do=HOLD),
+        24 * states.MIB,
+    ),
+    "verifying": ("store.verify()", Rule("Fetch", at="io", do=HOLD), 24 * states.MIB),
+}
+
+
+@pytest.mark.parametrize("doing", DOINGS)
+def test_killed_while_doing_something_else(
+    open_store: Open, sabotage: Sabotaging, script: Scripting, folder: Path, doing: str
+) -> None:
+    """It changes nothing that is committed, and its workers end though they are held."""
+    code, rule, memory = DOINGS[doing]
+    with open_store(workers=1) as store:
+        store.save(1, states.make(1))
+        held = sabotage(rule, here=False)
+        trainer = script(OTHERWISE.format(doing=code), python=held.executable, memory=memory)
+        assert trainer.line() == "open"
+        held.wait()
+        assert trainer.end(signal.SIGKILL) == -signal.SIGKILL
+        trainer.all_gone()
+        check_after(store, folder, 1)
+
+
+DELETE = """
+    store = open_store()
+    say("open")
+    store.delete(2)
+"""
+DELETED: list[tuple[str, Rule, bool]] = [
+    # where -> the rule, and whether the checkpoint is still there afterwards
+    ("pointer", Rule("Call.put", key="manifests/latest.json", at="io", do=HOLD), True),
+    ("manifest", Rule("Call.delete", key="manifests/ckpt-2-", do=HOLD), True),
+    ("manifest gone", Rule("Call.delete", key="manifests/ckpt-2-", at="end", do=HOLD), False),
+    ("shard", Rule("Call.delete", key="rank-0.bin", do=HOLD), False),
+    ("index", Rule("Call.delete", key="rank-0.idx", at="end", do=HOLD), False),
+]
+
+
+@pytest.mark.parametrize(("rule", "there"), [(rule, there) for _, rule, there in DELETED], ids=[n for n, *_ in DELETED])
+def test_killed_while_deleting(
+    open_store: Open, sabotage: Sabotaging, script: Scripting, folder: Path, rule: Rule, there: bool
+) -> None:
+    """The checkpoint is there whole, or it is not there: a clean-up finds what is left of it."""
+    with open_store(workers=1) as store:
+        store.save(1, states.make(1))
+        store.save(2, states.make(2, 6))
+        held = sabotage(rule, here=False)
+        trainer = script(DELETE, python=held.executable)
+        assert trainer.line() == "open"
+        held.wait()
+        assert trainer.end(signal.SIGKILL) == -signal.SIGKILL
+        trainer.all_gone()
+        check_after(store, folder, 2 if there else 1)
 
 
 FORK = """

@@ -48,7 +48,7 @@ def verify(store: CheckpointStore) -> bool:
 LOADS = [whole, into, names, verify]
 FETCHES = [Rule("Fetch", at=at, skip=skip) for at, skip in [("start", 0), ("io", 0), ("io", 2), ("end", 1)]]
 SMALL = [
-    Rule("Call.list", key="manifests/"),
+    Rule("Call.list_page", key="manifests/"),
     Rule("Call.read", key="manifests/ckpt-1-", at="end"),
     Rule("Call.read", key="rank-0.idx"),
 ]
@@ -72,7 +72,7 @@ def test_of_a_load(
     """The saves meet no rule: each names what loads alone do, or another step's manifest."""
     struck = sabotage(rule)
     with open_store(compression=codec) as store:
-        if rule.task == "Call.list":
+        if rule.task == "Call.list_page":
             assert store.list() == []  # the rule strikes here
         store.save(1, STATE)
         assert load(store)

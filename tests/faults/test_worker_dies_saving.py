@@ -16,14 +16,14 @@ from s3dlio import Handle
 from s3dlio.engine.errors import WorkerDiedError
 from tests.faults import states
 from tests.faults.conftest import Open, Sabotaging
-from tests.faults.folders import contents, hidden, unfinished
+from tests.faults.folders import contents, hidden, only, unfinished
 from tests.faults.injected import Rule
 from tests.faults.processes import kill_workers
 from tests.faults.waiting import until
 
 UPLOAD = [
     Rule("Call.limits"),
-    Rule("Call.list", key="manifests/"),
+    Rule("Call.list_page", key="manifests/"),
     Rule("Begin"),
     Rule("Begin", at="end"),
     Rule("StorePart"),
@@ -101,6 +101,61 @@ def test_of_a_shard_in_one_request(sabotage: Sabotaging, open_store: Open, folde
 def test_of_a_compressed_save(sabotage: Sabotaging, open_store: Open, folder: Path, codec: str, rule: Rule) -> None:
     struck = sabotage(rule)
     save_twice(open_store, folder, compression=codec)
+    assert struck.struck() == 1
+
+
+@pytest.mark.parametrize("codec", [None, "zstd", "zstd-grouped"])
+@pytest.mark.parametrize("rule", [Rule("StorePart", at="io", skip=1), Rule("Complete", at="named")], ids=told)
+def test_of_a_stream(sabotage: Sabotaging, open_store: Open, folder: Path, rule: Rule, codec: str | None) -> None:
+    struck = sabotage(rule)
+    data = states.noise(1)["noise"].tobytes()
+    with open_store(compression=codec, memory=48 * states.MIB) as store:
+        writer = store.writer(1, 0)
+        with writer.get_distributed_shard_stream(1, 0, "") as stream:
+            for at in range(0, len(data), 700_001):
+                stream.write_chunk(data[at : at + 700_001])
+            record = stream.finalize()
+        writer.finalize_distributed_checkpoint(1, 0, "", [record])
+        assert store.load() == data
+    assert unfinished(folder) == []
+    assert struck.struck() == 1
+
+
+TIDYING = [
+    Rule("Call.delete", key=key, at=at)
+    for key in ("manifests/ckpt-1-", "rank-0.bin", "rank-0.idx")
+    for at in ("start", "end")
+]
+
+
+@pytest.mark.parametrize("rule", TIDYING, ids=told)
+@pytest.mark.parametrize("how", ["delete", "keep_last"])
+def test_of_a_delete(sabotage: Sabotaging, open_store: Open, folder: Path, rule: Rule, how: str) -> None:
+    """What is gone already is no error when it is deleted again."""
+    struck = sabotage(rule)
+    with open_store(keep_last=1 if how == "keep_last" else None) as store:
+        store.save(1, states.make(1))
+        store.save(2, states.make(2))
+        if how == "delete":
+            assert store.delete(1)
+        assert states.same(store.load(), states.make(2))
+        assert [info.step for info in store.list()] == [2]
+    assert all("ckpt-1-" not in name for name in contents(folder))
+    assert struck.struck() == 1
+
+
+@pytest.mark.parametrize("rule", [Rule("Call.delete", at="end"), Rule("Call.abort", at="end")], ids=told)
+def test_of_a_clean_up(sabotage: Sabotaging, open_store: Open, folder: Path, rule: Rule) -> None:
+    with open_store() as store:
+        for step in (1, 2):
+            store.save(step, states.make(step))
+        only(folder, "manifests/ckpt-1-*").unlink()
+        (only(folder, "shards/ckpt-1-*") / ".rank-1.bin.0000000000000001-00000001.part").touch()
+    struck = sabotage(rule)
+    with open_store() as store:
+        assert store.cleanup(min_age=0) == 3
+        assert states.same(store.load(), states.make(2))
+    assert all("ckpt-1-" not in name for name in contents(folder))
     assert struck.struck() == 1
 
 

@@ -39,7 +39,9 @@ def main() -> None:
     from s3dlio.engine.backends.pace import Pace
 
     waits = retry.REMOTE
-    vars(backends)["REMOTE"] = replace(waits, base=waits.base / _FASTER, cap=waits.cap / _FASTER)
+    vars(backends)["REMOTE"] = replace(
+        waits, base=waits.base / _FASTER, cap=waits.cap / _FASTER, warn_after=waits.warn_after / _FASTER
+    )
     vars(tasks)["Pace"] = partial(Pace, base=0.1 / _FASTER, cap=10.0 / _FASTER)
     bootstrap = sys.argv[3]  # [script, "-I", "-c", bootstrap, ...]
     sys.argv = ["-c", *sys.argv[4:]]

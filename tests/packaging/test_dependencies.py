@@ -13,6 +13,7 @@ from tests.packaging.tree import ROOT, shipped
 
 MODULES = {"azure-core": "azure", "azure-identity": "azure", "azure-storage-blob": "azure"}
 """Import names of distributions whose import name is another."""
+EXTRAS = ("azure", "jax", "keras", "lightning", "mpi", "tensorflow", "torch", "torch_checkpointing", "transformers")
 
 
 def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
@@ -38,7 +39,7 @@ def declared(*extras: str) -> set[str]:
 
 
 def test_what_is_imported_is_declared() -> None:
-    assert third_party() <= declared("azure", "jax", "tensorflow", "torch")
+    assert third_party() <= declared(*EXTRAS)
 
 
 def test_what_is_required_is_imported() -> None:

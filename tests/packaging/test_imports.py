@@ -9,7 +9,7 @@ import pytest
 from tests.packaging.tree import ROOT, python
 
 HEAVY = {"asyncio", "azure", "boto3", "botocore", "jax", "ml_dtypes", "multiprocessing", "numpy", "psutil"}
-HEAVY |= {"tensorflow", "torch"}
+HEAVY |= {"keras", "lightning", "mpi4py", "tensorflow", "torch", "torch_checkpointing", "transformers"}
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -62,7 +62,7 @@ def test_wheels_carry_licence_extras_and_script(wheels: list[Path]) -> None:
             assert "s3dlio = s3dlio.cli:main" in archive.read(info["entry_points.txt"]).decode()
         for line in ("Name: s3dlio", "License-Expression: Apache-2.0", "Requires-Python: >=3.10"):
             assert line in metadata.splitlines()
-        for extra in ("checkpoint", "torch", "jax", "tensorflow", "azure"):
+        for extra in ("checkpoint", "torch", "jax", "tensorflow", "azure", "keras", "lightning", "transformers", "mpi"):
             assert f"Provides-Extra: {extra}" in metadata.splitlines()
 
 

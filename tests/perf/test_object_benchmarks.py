@@ -5,13 +5,25 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from perf import latency, object_cases, object_memory, object_peers, object_servers, object_sink, s3, state
+from perf import (
+    latency,
+    object_bench,
+    object_cases,
+    object_memory,
+    object_peers,
+    object_servers,
+    object_sink,
+    s3,
+    state,
+)
 from perf.harness import GIB, Options, Report, Results, alternate
+from perf.object_bench import Running
 from perf.object_loop_worker import PART, View
 from perf.object_loops import Loop
 from perf.object_peers import Saver
@@ -136,10 +148,9 @@ def test_the_bare_loop_gives_back_what_it_saved(sink: Sink, kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["s3", "az"])
-def test_the_tables_against_the_sink(tmp_path: Path, scheme: str) -> None:
-    report = Report(scheme, {})
-    object_sink.run(report, _options(tmp_path), scheme, state.reference(MIB))
+def test_the_tables_against_the_sink(tmp_path: Path) -> None:
+    report = Report("s3", {})
+    object_sink.run(report, _options(tmp_path), "s3", state.reference(MIB))
     assert [table.title.rpartition(", ")[2] for table in report.tables] == ["sink (store)"] * 3 + ["sink (discard)"]
     assert all(len(table.rows) == 2 for table in report.tables)
     assert len(report.notes) == 1
@@ -182,18 +193,25 @@ def test_the_tables_against_localstack(localstack: S3Server, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_the_tables_against_azurite(azurite: AzureServer) -> None:
-    tree = state.reference(MIB)
+def test_a_benchmark_goes_to_the_sink_and_to_the_server(azurite: AzureServer, tmp_path: Path) -> None:
     container = azurite.make_container()
-    report = Report("azure", {})
-    with azurite.client() as client:
-        makers: list[Callable[[], Saver]] = [
-            lambda: object_peers.Ours(container.uri, container.options, tree, memory=64 * MIB),
-            lambda: object_peers.AzureFiles(client.get_container_client(container.name), tree),
-        ]
-        object_servers.run(report, "Azurite", azurite.pid, MIB, 1, makers)
-    assert [len(table.rows) for table in report.tables] == [2, 2]
-    assert not report.notes
+
+    @contextmanager
+    def serve(_options: Options, tree: object) -> Iterator[Running]:
+        with azurite.client() as client:
+            makers: list[Callable[[], Saver]] = [
+                lambda: object_peers.Ours(container.uri, container.options, tree, memory=64 * MIB),
+                lambda: object_peers.AzureFiles(client.get_container_client(container.name), tree),
+            ]
+            yield Running(azurite.pid, makers, lambda report: report.notes.append("more"))
+
+    report = object_bench.run(_options(tmp_path), "azure", "az", "Azurite", serve)
+    places = ["sink (store)"] * 3 + ["sink (discard)"] + ["Azurite"] * 2
+    assert [table.title.rpartition(", ")[2] for table in report.tables] == places
+    assert all(len(table.rows) == 2 for table in report.tables)
+    assert len(report.notes) == 2
+    assert "verified by crc64nvme" in report.notes[0]
+    assert report.notes[1] == "more"
     assert not container.keys()
 
 

@@ -7,14 +7,15 @@ call ``running``.
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from azure.storage.blob import BlobServiceClient
 
 from . import process
+from .server import Server, Space, fresh_name
 
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -22,12 +23,9 @@ KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr
 
 
 @dataclass(frozen=True, slots=True)
-class AzureServer:
-    """A running server; ``options`` are what an ``az://`` store needs to reach it."""
+class AzureServer(Server):
+    """A running server of Azure Blob."""
 
-    endpoint: str
-    pid: int
-    name: str = "Azurite"
     account: str = ACCOUNT
     account_key: str = field(default=KEY, repr=False)
 
@@ -43,34 +41,19 @@ class AzureServer:
 
     def make_container(self, name: str | None = None) -> Container:
         """A new empty container, of a name not used before unless one is given."""
-        name = name or f"test-{uuid.uuid4().hex[:20]}"
+        name = name or fresh_name()
         with self.client() as client:
             client.create_container(name)
         return Container(self, name)
 
 
 @dataclass(frozen=True, slots=True)
-class Container:
-    """A container of a server and how a store reaches it."""
-
-    server: AzureServer
-    name: str
+class Container(Space[AzureServer]):
+    """A container of a server."""
 
     @property
     def uri(self) -> str:
         return f"az://{self.server.account}/{self.name}"
-
-    @property
-    def endpoint(self) -> str:
-        return self.server.endpoint
-
-    @property
-    def options(self) -> dict[str, str]:
-        return self.server.options
-
-    def through(self, endpoint: str) -> Container:
-        """The same container by another way, such as a proxy."""
-        return Container(replace(self.server, endpoint=endpoint), self.name)
 
     def keys(self) -> list[str]:
         """All names of blobs, in order; uncommitted ones are not among them."""
@@ -95,11 +78,11 @@ def running() -> Iterator[AzureServer]:
     node = shutil.which("node")
     if node is None:
         raise process.ServerError("Azurite needs node, which is not on the PATH: install Node.js 20 or later")
-    host = "127.0.0.1"
-    port = process.free_port(host)
-    with process.scratch("azurite") as folder:
-        command = [node, main, "--blobHost", host, "--blobPort", str(port), "--location", str(folder / "data")]
+
+    def command(host: str, port: int, folder: Path) -> list[str]:
+        place = ["--blobHost", host, "--blobPort", str(port), "--location", str(folder / "data")]
         # The SDK speaks a newer version of the protocol than the emulator knows.
-        command += ["--silent", "--skipApiVersionCheck", "--disableTelemetry"]
-        with process.running("azurite", command, lambda: process.listens(host, port), folder=folder) as pid:
-            yield AzureServer(f"http://{host}:{port}/{ACCOUNT}", pid)
+        return [node, main, *place, "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
+
+    with process.serving("azurite", command) as (endpoint, pid):
+        yield AzureServer("Azurite", f"{endpoint}/{ACCOUNT}", pid)

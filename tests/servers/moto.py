@@ -16,11 +16,5 @@ from .s3_server import S3Server
 def running() -> Iterator[S3Server]:
     """A server on a free port of the loopback, as a process: within the test's own it would share the GIL."""
     main = process.installed("moto/bin/moto_server")
-    host = "127.0.0.1"
-    port = process.free_port(host)
-    command = [main, "-H", host, "-p", str(port)]
-    with (
-        process.scratch("moto") as folder,
-        process.running("moto", command, lambda: process.listens(host, port), folder=folder) as pid,
-    ):
-        yield S3Server("moto", f"http://{host}:{port}", pid)
+    with process.serving("moto", lambda host, port, _: [main, "-H", host, "-p", str(port)]) as (endpoint, pid):
+        yield S3Server("moto", endpoint, pid)

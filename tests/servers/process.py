@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 INSTALLED = ROOT / ".cache" / "servers"
 PATIENCE = 60.0
 """Seconds to start: 0.5 to 7 were measured, on a busy machine more."""
+_HOST = "127.0.0.1"
 _GUARD = Path(__file__).with_name("guard.py")
 _INTERVAL = 0.05
 _LOG_SHOWN = 4000
@@ -93,6 +95,20 @@ def running(
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@contextmanager
+def serving(name: str, command: Callable[[str, int, Path], Sequence[str]]) -> Iterator[tuple[str, int]]:
+    """The endpoint and the process id of a server that accepts connections on a free port of the loopback.
+
+    ``command(host, port, folder)`` starts it; it ends as one of ``running`` does, and its folder goes with it.
+    """
+    port = free_port(_HOST)
+    with (
+        scratch(name) as folder,
+        running(name, command(_HOST, port, folder), partial(listens, _HOST, port), folder=folder) as pid,
+    ):
+        yield f"http://{_HOST}:{port}", pid
 
 
 def answers(url: str, timeout: float = 2.0) -> bytes | None:

@@ -6,23 +6,21 @@ Owns no process; ``localstack``, ``moto`` and ``radosgw`` yield these records, t
 from __future__ import annotations
 
 import functools
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import boto3
 from botocore.config import Config
 
+from .server import Server, Space, fresh_name
+
 
 @dataclass(frozen=True, slots=True)
-class S3Server:
-    """A running server; ``options`` are what an ``s3://`` store needs to reach it."""
+class S3Server(Server):
+    """A running server of S3."""
 
-    name: str
-    endpoint: str
-    pid: int
     access_key: str = "test"
     secret_key: str = field(default="test", repr=False)
     region: str = "us-east-1"
@@ -58,34 +56,19 @@ class S3Server:
 
     def make_bucket(self, name: str | None = None) -> Bucket:
         """A new empty bucket, of a name not used before unless one is given."""
-        name = name or f"test-{uuid.uuid4().hex[:20]}"
+        name = name or fresh_name()
         with self.client() as client:
             client.create_bucket(Bucket=name)
         return Bucket(self, name)
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
-    """A bucket of a server and how a store reaches it."""
-
-    server: S3Server
-    name: str
+class Bucket(Space[S3Server]):
+    """A bucket of a server."""
 
     @property
     def uri(self) -> str:
         return f"s3://{self.name}"
-
-    @property
-    def endpoint(self) -> str:
-        return self.server.endpoint
-
-    @property
-    def options(self) -> dict[str, str]:
-        return self.server.options
-
-    def through(self, endpoint: str) -> Bucket:
-        """The same bucket by another way, such as a proxy."""
-        return Bucket(replace(self.server, endpoint=endpoint), self.name)
 
     def keys(self) -> list[str]:
         """All keys, in order."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from s3dlio.commit import Committed, commit
 from s3dlio.engine.checksum import crc32c, format_crc32c
-from s3dlio.engine.contract import ObjectInfo, Segments, UploadInfo, check_key
+from s3dlio.engine.contract import Control, ObjectInfo, Page, Segments, UploadInfo, check_key
 from s3dlio.engine.errors import NotFoundError, PreconditionError, StorageError
 from s3dlio.ids import CheckpointId, format_timestamp
 from s3dlio.records import IndexRef, ShardRecord
@@ -19,12 +19,16 @@ T0 = 1_795_466_022_000_000  # 2026-11-23T20:33:42Z
 Hook = Callable[[str], None]
 
 
-class FakeControl:
-    """Objects in a dict. ``before``/``after`` map an operation to a hook called with the key around its effect."""
+class FakeControl(Control):
+    """Objects in a dict. ``before``/``after`` map an operation to a hook called with the key around its effect.
+
+    ``sent``: when an upload last received bytes.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[str, tuple[bytes, ObjectInfo]] = {}
         self.open: list[UploadInfo] = []
+        self.sent: dict[str, float] = {}
         self.calls: list[tuple[str, str]] = []
         self.before: dict[str, Hook] = {}
         self.after: dict[str, Hook] = {}
@@ -70,9 +74,11 @@ class FakeControl:
             raise NotFoundError(f"{key} is not there")
         return self.objects[key]
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list_page(self, prefix: str = "", *, shallow: bool = False, after: str = "", limit: int | None = None) -> Page:
+        assert not shallow
         self._enter("list", prefix)
-        yield from [self.objects[key][1] for key in sorted(self.objects) if key.startswith(prefix)]
+        keys = sorted(key for key in self.objects if key.startswith(prefix) and key > after)
+        return Page.of(((key, self.objects[key][1]) for key in keys), limit or len(keys) + 1)
 
     def delete(self, key: str) -> None:
         self._enter("delete", key)
@@ -82,7 +88,12 @@ class FakeControl:
     def uploads(self, prefix: str = "") -> Iterator[UploadInfo]:
         yield from [item for item in self.open if item.key.startswith(prefix)]
 
+    def written(self, key: str, upload: str) -> float:
+        self._enter("written", key)
+        return self.sent.get(upload, 0.0)
+
     def abort(self, key: str, upload: str) -> None:
+        self._enter("abort", key)
         self.open = [item for item in self.open if (item.key, item.upload) != (key, upload)]
 
     def keys(self, prefix: str = "") -> set[str]:

@@ -11,7 +11,7 @@ import pytest
 
 import s3dlio
 from s3dlio import ConfigError, CorruptError, NotFoundError, StorageError, pools, transfers
-from s3dlio.engine.contract import ObjectInfo
+from s3dlio.engine.contract import ObjectInfo, Page
 from s3dlio.engine.pool import PoolControl
 from tests.store.live import contents, random_bytes
 from tests.store.places import OnAzure, OnDirect, OnFiles, OnS3, Where
@@ -213,14 +213,14 @@ def test_a_folder_stands_where_the_file_would_be(where: Where, tmp_path: Path, s
 
 def test_a_key_that_would_leave_the_folder(where: Where, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     s3dlio.put_bytes(where.uri("up/x"), b"x")
-    listing = PoolControl.list
+    listing = PoolControl.list_page
 
-    def hostile(self: PoolControl, prefix: str = "") -> Any:
-        for info in listing(self, prefix):
-            yield info
-            yield ObjectInfo(f"{prefix}../../evil", info.size, info.etag, info.modified)
+    def hostile(self: PoolControl, prefix: str = "", **given: Any) -> Page:
+        page = listing(self, prefix, **given)
+        evil = [ObjectInfo(f"{prefix}../../evil", info.size, info.etag, info.modified) for info in page.objects]
+        return Page((*page.objects, *evil))
 
-    monkeypatch.setattr(PoolControl, "list", hostile)
-    with pytest.raises(ConfigError, match="component"):
+    monkeypatch.setattr(PoolControl, "list_page", hostile)
+    with pytest.raises(ConfigError, match=r"no file can be named like the object '.*\.\./\.\./evil'"):
         s3dlio.download(where.uri("up/"), tmp_path / "to")
     assert not (tmp_path / "to").exists()

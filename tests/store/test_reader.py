@@ -143,7 +143,7 @@ class TestOurs:
         with open_store(tmp_path, chunk_size=4 * MIB, workers=1) as store:
             record = ShardRecord.from_dict(store.writer(1, 0).save_distributed_shard(1, 0, "bytes", DATA * 4))
         with open_store(tmp_path, workers=1) as store:
-            monkeypatch.setattr("s3dlio.reader.headroom", lambda: 4 * MIB)
+            monkeypatch.setattr("s3dlio.engine.pool.headroom", lambda: 16 * MIB)
             assert take(store._reader(), record, [(5 * MIB, 5 * MIB + 5)]) == [(DATA * 4)[5 * MIB : 5 * MIB + 5]]
 
     def test_verify_counts_the_raw_bytes(self, saved: tuple[ShardReader, ShardRecord, Path]) -> None:
@@ -189,9 +189,12 @@ class TestOurs:
     ) -> None:
         reader, record, _ = saved
         index = reader.index(record)
-        monkeypatch.setattr("s3dlio.reader.headroom", lambda: len(DATA) - 1)
-        with pytest.raises(MemoryLimitError, match=f"needs {len(DATA)} bytes of memory, {len(DATA) - 1} are left"):
+        monkeypatch.setattr("s3dlio.engine.pool.headroom", lambda: 2 * len(DATA))  # for its bytes, not for the reading
+        with pytest.raises(MemoryLimitError, match=f"{record.key} needs .* {2 * len(DATA)} are left.*or load with"):
             reader.whole(record, index)
+        monkeypatch.setattr("s3dlio.engine.pool.headroom", lambda: MIB)
+        with pytest.raises(MemoryLimitError, match=f"{record.key} needs .* {MIB} are left: free memory$"):
+            reader.verify(record)
 
     def test_an_interrupt_waits_until_nobody_writes(
         self, saved: tuple[ShardReader, ShardRecord, Path], monkeypatch: pytest.MonkeyPatch
@@ -288,7 +291,7 @@ class TestForeign:
     ) -> None:
         stored = zstandard.ZstdCompressor().compress(bytes(64 * MIB))
         record = foreign(folder, stored, codec="zstd")
-        monkeypatch.setattr("s3dlio.reader.headroom", lambda: 8 * MIB)
+        monkeypatch.setattr("s3dlio.engine.pool.headroom", lambda: 64 * MIB)  # of which half is for all else
         with pytest.raises(MemoryLimitError):
             reader.whole(record, None)
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
 from s3dlio.catalog import list_ids, resolve_latest
 from s3dlio.commit import commit
-from s3dlio.engine.contract import UploadInfo
+from s3dlio.engine.contract import PROBE, UploadInfo
 from s3dlio.engine.errors import ConfigError, ManifestError, PreconditionError, StorageError
 from s3dlio.ids import CheckpointId
 from s3dlio.leftovers import find_leftovers, remove_leftovers
@@ -218,6 +220,27 @@ def test_damaged_checkpoints_do_not_count_as_kept(control: FakeControl) -> None:
 # Leftovers
 
 
+def test_what_is_pruned_is_read_and_deleted_at_once(control: FakeControl) -> None:
+    """All manifests that go are gone before the first shard."""
+    together: list[list[tuple[str, str]]] = []
+
+    def each(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        before, results = len(control.calls), [function(item) for item in items]
+        together.append(control.calls[before:])
+        return results
+
+    shards = sorted(key for key in keys_of(control, A) | keys_of(control, B) if key.startswith("shards/"))
+    assert prune(control, 1, each=each) == [A, B]
+    manifests = [A.manifest_key, B.manifest_key]
+    assert together == [
+        [("read", key) for key in (*manifests, C.manifest_key)],
+        [("read", key) for key in manifests],
+        [],
+        [("delete", key) for key in manifests],
+        [("delete", key) for key in shards],
+    ]
+
+
 def test_leftovers_are_old_uncommitted_shards_and_uploads(control: FakeControl) -> None:
     dead = make_id(2, 1, "deaddead")
     store_shards(control, dead)
@@ -247,6 +270,14 @@ def test_a_young_leftover_may_be_a_save_in_progress(control: FakeControl) -> Non
     assert (found.objects, found.uploads) == ((), ())
 
 
+def test_an_upload_that_still_receives_bytes_is_no_leftover(control: FakeControl) -> None:
+    dead = make_id(2, 1, "deaddead")
+    control.open = [UploadInfo(f"shards/{dead.name}/rank-{rank}.bin", f"u{rank}", NOW) for rank in range(3)]
+    control.sent = {"u0": NOW + 1, "u1": NOW + 2}
+    found = find_leftovers(control, min_age=60, now=NOW + 61)
+    assert [item.upload for item in found.uploads] == ["u0", "u2"]
+
+
 def test_what_started_after_the_newest_checkpoint_is_no_leftover(control: FakeControl) -> None:
     later = make_id(4, 3)
     store_shards(control, later)
@@ -259,6 +290,40 @@ def test_without_a_checkpoint_there_is_nothing_to_clean() -> None:
     control = FakeControl()
     store_shards(control, A)
     assert find_leftovers(control, min_age=0, now=NOW + 10**6).objects == ()
+
+
+@pytest.mark.parametrize(("min_age", "old"), [(0, 600), (60, 600), (601, 601), (3600, 3600)])
+def test_what_asked_the_store_and_was_killed_is_a_leftover_by_its_age_alone(min_age: float, old: int) -> None:
+    """For ten minutes somebody may be asking."""
+    control = FakeControl()
+    probe = f"{PROBE}0123456789abcdef"
+    control.store(probe, b"")
+    control.store(f"other/{probe}", b"another store's")
+    control.open = [UploadInfo(key, "u", NOW) for key in (probe, f"other/{probe}")]
+    young = find_leftovers(control, min_age=min_age, now=NOW + old - 1)
+    assert (young.objects, young.uploads) == ((), ())
+    found = find_leftovers(control, min_age=min_age, now=NOW + old)
+    assert ([item.key for item in found.objects], [item.key for item in found.uploads]) == ([probe], [probe])
+    assert remove_leftovers(control, found) == 2
+    assert control.keys() == {item.key for item in control.open} == {f"other/{probe}"}
+
+
+def test_requests_are_made_at_once(control: FakeControl) -> None:
+    """All that may be many: listings, manifests, what is dropped."""
+    store_shards(control, make_id(2, 1, "deaddead"))
+    control.open = [UploadInfo(f"shards/{A.name}/rank-1.bin", "u", NOW)]
+    together: list[tuple[str, ...]] = []
+
+    def each(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        before, results = len(control.calls), [function(item) for item in items]
+        together.append(tuple(name for name, _ in control.calls[before:]))
+        return results
+
+    remove_leftovers(control, find_leftovers(control, min_age=0, now=NOW + 1, each=each), each)
+    reads = ("read",) * 3
+    assert together == [("list", "list"), reads, ("written",), ("abort",), reads, ("delete", "delete")]
+    others = [name for name, _ in control.calls]
+    assert sorted(others) == sorted([*itertools.chain(*together), "list", "list"])  # the manifests, twice
 
 
 def test_what_is_no_shard_is_no_leftover(control: FakeControl) -> None:

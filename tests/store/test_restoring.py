@@ -118,7 +118,7 @@ class TestWhole:
         loaded["w"].zero_()
 
     def test_needs_memory_for_all_of_it(self, saved: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("s3dlio.reader.headroom", lambda: 1000)
+        monkeypatch.setattr("s3dlio.engine.pool.headroom", lambda: 1000)
         with pytest.raises(
             MemoryLimitError, match=r"needs \d+ bytes of memory, 1000 are left: free memory, or load with"
         ):

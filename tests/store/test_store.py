@@ -195,7 +195,7 @@ class TestBadInput:
             ({"id": ""}, "id='' is no id"),
             ({"id": "a/b"}, "id='a/b' is no id"),
             ({"id": 5}, "id=5 is no id"),
-            ({"coordinator": "mpi"}, "coordinator must be 'auto' or None, not 'mpi'"),
+            ({"coordinator": "mpi"}, "coordinator must be 'auto', None or a StoreCoordinator, not 'mpi'"),
         ],
     )
     @pytest.mark.parametrize("method", ["save", "save_async"])

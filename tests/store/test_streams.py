@@ -52,8 +52,9 @@ def read_back(store: CheckpointStore, rank: int = 0) -> Any:
 
 
 def job_of(stream: ShardStream) -> StreamJob:
-    assert stream._job is not None
-    return stream._job
+    job = stream._stream._job
+    assert job is not None
+    return job
 
 
 def assert_nothing_left(store: CheckpointStore, folder: Path) -> None:

@@ -46,7 +46,7 @@ def image_of(leaf: Leaf) -> bytes:
     return bytes(memory)
 
 
-def save(state: object, **options: int) -> Saved:
+def save(state: object, **options: Any) -> Saved:
     flat = flatten(state)
     layout = plan_layout(flat, **options)
     data = bytearray(layout.total)

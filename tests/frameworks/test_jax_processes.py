@@ -1,0 +1,129 @@
+"""Several processes of one JAX job: each restores what its own devices hold, and reads no more."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from s3dlio import CheckpointStore
+from tests.store.live import MIB, SMALL
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+    import json, sys
+    import jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+    from s3dlio import CheckpointStore
+    from s3dlio.engine.errors import ConfigError, UnsupportedError
+    from s3dlio.frameworks.jax import addressable_pieces, restore
+    from s3dlio.reader import ShardReader
+
+    address, rank, uri = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    jax.distributed.initialize(address, num_processes=2, process_id=rank)
+    mesh = jax.make_mesh((2, 2), ("a", "b"))
+    asked = []
+    inner = ShardReader.pieces
+
+    def pieces(self, record, index, wanted):
+        asked.extend((each.start, each.stop) for each in wanted)
+        inner(self, record, index, wanted)
+
+    ShardReader.pieces = pieces
+    def read():
+        total = end = 0
+        for start, stop in sorted(asked):
+            total, end = total + max(0, stop - max(start, end)), max(end, stop)
+        return total
+
+    whole = np.arange(8 << 18, dtype=np.float32).reshape(8, -1)
+    specs = {"rows": PartitionSpec("a", "b"), "columns": PartitionSpec(None, "a"), "all": PartitionSpec()}
+    told = {}
+    with CheckpointStore(uri, memory=64 << 20, workers=1, chunk_size=1 << 20) as store:
+        for name, spec in specs.items():
+            asked.clear()
+            sharding = NamedSharding(mesh, spec)
+            target = {"w": jax.ShapeDtypeStruct(whole.shape, whole.dtype, sharding=sharding), "n": 1}
+            array = restore(store, target)["w"]
+            assert array.shape == whole.shape and array.sharding == sharding
+            assert not array.is_fully_addressable
+            for shard in array.addressable_shards:
+                assert (np.asarray(shard.data) == whole[shard.index]).all()
+            pieces_here = addressable_pieces(array)
+            told[name] = [read(), [[piece.box.offsets, piece.box.sizes] for piece in pieces_here]]
+            try:
+                store.save(2, {"w": array}, coordinator=None)
+            except UnsupportedError as error:
+                assert "state['w']: some of its shards lie in other processes" in str(error), error
+            else:
+                raise AssertionError
+    print("TOLD" + json.dumps(told))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def run(program: str, *arguments: str) -> list[Any]:
+    """What two processes of ``program`` print after TOLD."""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    address = f"127.0.0.1:{free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(program), address, str(rank), *arguments],
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        ends = [process.communicate(timeout=100) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in processes] == [0, 0], ends
+    return [json.loads(out.split("TOLD")[1]) for out, _ in ends]
+
+
+@pytest.mark.slow
+def test_each_process_reads_what_its_devices_hold(tmp_path: Path) -> None:
+    whole = np.arange(8 << 18, dtype=np.float32).reshape(8, -1)
+    with CheckpointStore(f"file://{tmp_path}/run", **SMALL) as store:
+        store.save(1, {"w": jnp.asarray(whole), "n": 1})
+    found = run(PROGRAM, f"file://{tmp_path}/run")
+    assert [told["rows"][0] for told in found] == [4 * MIB, 4 * MIB]
+    assert [told["all"][0] for told in found] == [8 * MIB, 8 * MIB]
+    assert all(told["columns"][0] < 8 * MIB for told in found)
+    for name, count in (("rows", 4), ("columns", 2), ("all", 1)):
+        pieces = [piece for told in found for piece in told[name][1]]
+        assert len(pieces) == count
+        seen = np.zeros(whole.shape, np.uint8)
+        for offsets, sizes in pieces:
+            seen[tuple(slice(at, at + size) for at, size in zip(offsets, sizes, strict=True))] += 1
+        assert (seen == 1).all()
+
+
+@pytest.mark.slow
+def test_the_example_runs_as_it_stands() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "jax_sharded.py")],
+        cwd=ROOT, env={**os.environ, "PYTHONWARNINGS": "error"}, capture_output=True, text=True, check=False,
+        timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second, *_ = done.stdout.splitlines()
+    assert first.startswith("steps [20, 30] are committed")
+    assert second == "step 30 restored from 8 devices onto 2: bit for bit"
