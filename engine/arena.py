@@ -232,9 +232,10 @@ class Arena:
         return self._pins.register(claimed, registrar)
 
     def shrink(self, nbytes: int) -> int:
-        """Give the memory of free slots back to the machine, highest first, until it has ``nbytes`` more of it.
+        """Give the memory of free slots that are not page-locked back to the machine, highest first.
 
-        Not of those that are page-locked. Returns the bytes given back. Whoever leases such a slot makes its pages anew.
+        Until it has ``nbytes`` more of it; returns the bytes given back. Whoever leases such a slot makes its pages
+        anew.
         """
         given = 0
         while given < nbytes:

@@ -1,8 +1,8 @@
-"""A CUDA runtime as far as copies can tell: devices, events, and streams that do nothing until somebody waits for them.
+"""A CUDA runtime as far as copies can tell: devices, events, and streams that do nothing until they are waited for.
 
-Tensors in host memory are declared to lie on a device. What is enqueued for them runs as late as the rules allow: a copy
-that nobody waited for has not happened, and one that waited for too little copies old bytes. Wrong use fails: work for
-a device while another one is set, leaving a stream with another device set, an event that was never recorded.
+Tensors in host memory are declared to lie on a device. What is enqueued for them runs as late as the rules allow: a
+copy that nobody waited for has not happened, and one that waited for too little copies old bytes. Wrong use fails: work
+for a device while another one is set, leaving a stream with another device set, an event that was never recorded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
 import pytest
 import torch
@@ -119,7 +118,8 @@ class FakeCuda:
             return target
 
         def record_stream(tensor: torch.Tensor, stream: Stream) -> None:
-            assert not (tensor.is_conj() or tensor.is_neg()), "it would be resolved into other memory first"
+            lazy = tensor.is_conj() or tensor.is_neg()
+            assert not lazy, "it would be resolved into other memory first"
             self.noted_for.setdefault(tensor.untyped_storage().data_ptr(), set()).add(stream)
 
         for name, member in {

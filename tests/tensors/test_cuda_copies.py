@@ -6,6 +6,7 @@ On a machine that has one, ``tests/gpu`` does the same with CUDA itself.
 from __future__ import annotations
 
 import threading
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def test_any_pieces_of_a_device_tensor_are_slices_of_the_whole(kind: str, fake: 
     (leaf,) = flatten([fake.put(tensor)]).leaves
     assert leaf.address() is None
 
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.lists(st.integers(0, leaf.nbytes), max_size=6), st.integers(0, 9))
     def check(cuts: list[int], shift: int) -> None:
         memory = bytearray(leaf.nbytes + 16)
@@ -130,7 +131,7 @@ def test_what_is_enqueued_while_the_state_is_read_comes_first(fake: FakeCuda, mo
 def test_every_device_waits_for_its_own_work(fake: FakeCuda) -> None:
     tensors = [fake.put(torch.zeros(3), f"cuda:{number}") for number in (1, 2)]
     for number, tensor in enumerate(tensors):
-        fake.current(tensor.device).enqueue(lambda tensor=tensor, number=number: tensor.fill_(number + 5))
+        fake.current(tensor.device).enqueue(partial(tensor.fill_, number + 5))
     source, memory = image({"a": tensors[0], "b": torch.full((3,), 4.0), "c": tensors[1]})
     in_thread(lambda: source.copy_to(address_of(memory), 0, len(memory)))
     assert np.frombuffer(memory, "f4")[-9:].tolist() == [5, 5, 5, 4, 4, 4, 6, 6, 6]
@@ -228,7 +229,7 @@ def test_any_pieces_fill_a_target_on_a_device(kind: str, fake: FakeCuda) -> None
     target, _ = tensor_target(0, fake.put(tensor))
     assert target.address() is None
 
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.lists(st.integers(0, target.nbytes), max_size=6), st.integers(0, 9), st.randoms(use_true_random=False))
     def check(cuts: list[int], shift: int, random: Any) -> None:
         tensor.zero_()

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from ... import catalog
+from ... import catalog, cuda_host
 from ...config import CheckpointConfig
 from ...engine.errors import ConfigError, MemoryLimitError, PreconditionError
 from ...ids import CheckpointId
@@ -245,7 +245,7 @@ class S3dlioStorageWriter(StorageWriter, AsyncStager):
 
     def warmup(self, nbytes: int | None = None) -> int:
         """As in ``CheckpointStore``: the first save into cold memory copies at a tenth of the speed."""
-        return shared.pool_of(self.config).warmup(nbytes)
+        return shared.pool_of(self.config).warmup(nbytes, cuda_host.registrar())
 
     # parts of the above
 
