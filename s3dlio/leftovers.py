@@ -3,9 +3,10 @@
 ``find_leftovers`` looks, ``remove_leftovers`` acts; nothing runs by itself, only ``CheckpointStore.cleanup``. A save in
 progress looks just like a dead one, so both the age in the store and the order protect it: only what was last written
 ``min_age`` ago, by a save that started before the newest committed checkpoint, is a leftover. What belongs to no one
-save is judged by its age alone: an upload to a pointer, since whoever loses it moves a hint no further, and what a
-process left that was killed while it asked the store what it can do (``PROBE``). Who is asking now must find there what
-it stored, so that is never taken before ten minutes have passed.
+save is judged by its age alone: an upload to a pointer, since whoever loses it moves a hint no further, what a process
+left that was killed while it asked the store what it can do (``PROBE``), and the words that ranks have left for each
+other in the store (``COORDINATION``). Who is asking now must find there what it stored, so these are never taken before
+ten minutes have passed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from .catalog import list_ids, read_manifest
+from .coordination.store_board import COORDINATION
 from .engine.contract import PROBE, Control, ObjectInfo, UploadInfo
 from .engine.errors import ConfigError, ManifestError, NotFoundError
 from .engine.threads import Each
@@ -58,10 +60,10 @@ def find_leftovers(control: Control, *, min_age: float = DAY, now: float | None 
     before, asked_before = now - min_age, now - max(min_age, _ASKING)
 
     def limit(key: str) -> float:
-        return asked_before if key.startswith(PROBE) else before
+        return asked_before if key.startswith((PROBE, COORDINATION)) else before
 
     # The shards are listed before the manifests: what commits in between is then seen as committed.
-    listed = each(lambda prefix: list(control.list(prefix)), (SHARDS, PROBE))
+    listed = each(lambda prefix: list(control.list(prefix)), (SHARDS, PROBE, COORDINATION))
     stored = [item for items in listed for item in items if item.modified <= limit(item.key)]
     begun = [item for item in control.uploads() if item.started <= limit(item.key)]
     manifests = _manifests(control, each)
@@ -120,7 +122,7 @@ def _read(control: Control, id_: CheckpointId) -> Manifest | None:
 
 def _is_lost(key: str, newest: CheckpointId | None) -> bool:
     """Whether what is old enough is a leftover: of no one save, or of one older than the checkpoint ``newest``."""
-    if key in POINTERS or key.startswith(PROBE):
+    if key in POINTERS or key.startswith((PROBE, COORDINATION)):
         return True
     name = parse_shard_key(key)
     id_ = CheckpointId.of_manifest_key(key) if name is None else name.id

@@ -6,13 +6,14 @@ nothing. ``state_reader`` opens the shards and reads by what this says.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .engine.errors import ConfigError, ManifestError
 from .tensors import Table
 from .tensors.box import Box
 from .tensors.dtypes import element
+from .tensors.into import open_node
 from .tensors.leaf import Node, Spec, make_spec
 from .tensors.table import ELSEWHERE
 
@@ -32,7 +33,9 @@ class Place:
 class Merged:
     """One state: ``tree``, columns over the leaves as in ``Table``, and where each leaf lies, by index.
 
-    A leaf that lies in one piece stands in ``shards`` and ``offsets``; one that lies in several, in ``pieces``.
+    A leaf that lies in one piece stands in ``shards`` and ``offsets``; one that lies in several, in ``pieces``. Seen
+    from no rank: ``own`` are the leaves that each rank has its own of, ``values`` the paths of such values of the tree;
+    those of rank 0 stand in their place.
     """
 
     tree: Node
@@ -42,6 +45,21 @@ class Merged:
     shards: Sequence[int]
     offsets: Sequence[int]
     pieces: Mapping[int, tuple[Place, ...]]
+    own: frozenset[int] = frozenset()
+    values: tuple[str, ...] = ()
+
+    def require_shared(self, indices: Iterable[int] | None = None) -> None:
+        """``ConfigError`` listing what of these leaves, or of the whole state, each rank has its own of."""
+        own = [self.names[index] for index in sorted(self.own if indices is None else self.own.intersection(indices))]
+        if indices is None:
+            own += self.values
+        if own:
+            shown = ", ".join(own[:_MOST_SHOWN])
+            more = f" and {len(own) - _MOST_SHOWN} more" if len(own) > _MOST_SHOWN else ""
+            raise ConfigError(
+                f"each rank has saved its own {shown}{more}: pass rank= to say whose state you want, or names= of what "
+                "all have in common"
+            )
 
     def places(self, index: int) -> tuple[Place, ...]:
         """Where a leaf lies."""
@@ -54,18 +72,10 @@ class Merged:
 def merge(trees: Sequence[Node], tables: Sequence[Table], rank: int | None) -> Merged:
     """The state that ``rank`` sees of all ranks' shards, or that any process sees (``None``).
 
-    Raises ``ConfigError`` listing what each rank has of its own, if no rank is given; ``ManifestError`` if the tables
-    do not belong together.
+    ``ManifestError`` if the tables do not belong together.
     """
     base = tables[rank or 0]
     _check_alike(tables)
-    if rank is None:
-        own = [*_own_leaves(base), *_own_nodes(trees)]
-        if own:
-            shown = ", ".join(own[:_MOST_SHOWN]) + (f" and {len(own) - _MOST_SHOWN} more" if len(own) > 20 else "")
-            raise ConfigError(
-                f"each of the {len(tables)} ranks has saved its own {shown}: pass rank= to say whose state you want"
-            )
     here = rank or 0
     owners = base.owners or [None] * len(base)
     shards = [here if owner is None else owner for owner in owners]
@@ -80,7 +90,12 @@ def merge(trees: Sequence[Node], tables: Sequence[Table], rank: int | None) -> M
     for index, shard in enumerate(shards):
         if index not in pieces and (offsets[index] == ELSEWHERE or tables[shard].specs[index] != specs[index]):
             raise ManifestError(f"{base.names[index]} is not in the shard of rank {shard}, which is said to have it")
-    return Merged(trees[here], base.names, specs, base.aliases, shards, offsets, pieces)
+    own: list[int] = []
+    values: list[str] = []
+    if rank is None:
+        own = [index for index, owner in enumerate(owners) if owner is None and index not in pieces]
+        values = _own_values(trees)
+    return Merged(trees[here], base.names, specs, base.aliases, shards, offsets, pieces, frozenset(own), tuple(values))
 
 
 def of_one(tree: Node, table: Table) -> Merged:
@@ -114,12 +129,7 @@ def _pieces(tables: Sequence[Table], index: int, whole: Spec) -> Iterator[Place]
             offset += box.count * size
 
 
-def _own_leaves(table: Table) -> Iterator[str]:
-    owners = table.owners or []
-    return (table.names[index] for index, owner in enumerate(owners) if owner is None and index not in table.parts)
-
-
-def _own_nodes(trees: Sequence[Node]) -> list[str]:
+def _own_values(trees: Sequence[Node]) -> list[str]:
     """Where the values of the trees differ, as paths."""
     found: dict[str, None] = {}
     for tree in trees[1:]:
@@ -128,14 +138,11 @@ def _own_nodes(trees: Sequence[Node]) -> list[str]:
 
 
 def _differences(one: Node, other: Node, path: str) -> Iterator[str]:
-    if one == other and type(one) is type(other):
+    if one == other:
         return
-    if type(one) is dict and type(other) is dict and one.keys() == other.keys():
-        for key in one:
-            inner = path if key in ("dict", "ordered", "tuple", "items") else f"{path}[{key!r}]"
-            yield from _differences(one[key], other[key], inner)
-    elif type(one) is list and type(other) is list and len(one) == len(other):
-        for number, (left, right) in enumerate(zip(one, other, strict=True)):
-            yield from _differences(left, right, f"{path}[{number}]")
-    else:
+    left, right = open_node(one), open_node(other)
+    if left is None or right is None or [key for key, _ in left[1]] != [key for key, _ in right[1]]:
         yield path
+        return
+    for (key, child), (_, counterpart) in zip(left[1], right[1], strict=True):
+        yield from _differences(child, counterpart, f"{path}[{key!r}]")

@@ -21,7 +21,9 @@ def load_whole(reader: ShardReader, manifest: Manifest, rank: int | None) -> Any
     first = open_shard(reader, shard_of(manifest, 0 if rank is None else rank))
     if first.table is None:
         return reader.whole(shard_of(manifest, rank), first.index)
-    return state_of(manifest, reader, first, rank).whole()
+    state = state_of(manifest, reader, first, rank)
+    state.require_shared()
+    return state.whole()
 
 
 def load_into(reader: ShardReader, manifest: Manifest, rank: int | None, target: Any) -> Any:
@@ -29,6 +31,7 @@ def load_into(reader: ShardReader, manifest: Manifest, rank: int | None, target:
     state = _state(reader, manifest, rank, "into=")
     from .tensors import plan_into
 
+    state.require_shared()
     with state.naming():
         plan = plan_into(state.tree, state.table, target)
     state.fill((each.index, plan.boxes.get(number), each) for number, each in enumerate(plan.targets))
@@ -42,6 +45,7 @@ def load_named(reader: ShardReader, manifest: Manifest, rank: int | None, names:
 
     selection = select(state.table, names)
     landings = selection.landings()
+    state.require_shared(landings)
     memory = state.landed(landings.items(), selection.size)
     return restore_named(state.table, selection, memory)
 

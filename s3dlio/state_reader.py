@@ -83,13 +83,16 @@ def open_state(manifest: Manifest, reader: ShardReader, rank: int | None = None)
     named.
     """
     first = open_shard(reader, shard_of(manifest, rank if rank is not None else 0))
-    return state_of(manifest, reader, first, rank)
+    state = state_of(manifest, reader, first, rank)
+    state.require_shared()
+    return state
 
 
 def state_of(manifest: Manifest, reader: ShardReader, first: OpenShard, rank: int | None) -> StateReader:
-    """As ``open_state``; ``first``: the shard of ``rank``, or of rank 0, which is open already."""
+    """As ``open_state``, before it asks what is shared; ``first``: the shard of ``rank``, or of rank 0, opened."""
     record, table = first.record, first.table
     if table is None:
+        shard_of(manifest, rank)
         raise ConfigError(
             f"{record.key} is a payload of bytes, not a state of arrays: load it without into= and names="
         )
@@ -119,6 +122,7 @@ class StateReader:
         self.tree: Node = merged.tree
         self.specs: list[Spec] = merged.specs
         self.names: list[str] = merged.names
+        self.require_shared = merged.require_shared
 
     @cached_property
     def table(self) -> Table:

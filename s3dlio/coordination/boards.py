@@ -58,7 +58,7 @@ def seat_of(coordinator: Coordinator, uri: str, control: Callable[[], Control], 
         return None
     if isinstance(coordinator, StoreCoordinator):
         run = coordinator
-        seat = _seat(("store", uri, run), uri, lambda: _store_board(control(), run), timeout)
+        seat = _seat(("store", uri, run), uri, lambda: _store_board(control(), run), timeout, prefix="ranks")
         seat.council.board = _store_board(control(), run)  # of the store that asks: an earlier one may be closed
         return seat
     if coordinator != "auto":
@@ -113,14 +113,14 @@ _boards: dict[Hashable, Board] = {}
 _seats: dict[tuple[Hashable, str], Seat] = {}
 
 
-def _seat(key: Hashable, uri: str, make: Callable[[], Board], timeout: float) -> Seat:
+def _seat(key: Hashable, uri: str, make: Callable[[], Board], timeout: float, prefix: str | None = None) -> Seat:
     with _lock:
         board = _boards.get(key)
         if board is None:
             board = _boards[key] = make()
         seat = _seats.get((key, uri))
         if seat is None:
-            seat = _seats[key, uri] = Seat(Council(board, uri, timeout))
+            seat = _seats[key, uri] = Seat(Council(board, uri, timeout, prefix))
         return seat
 
 

@@ -38,12 +38,14 @@ def _nothing() -> None:
 
 
 class Council:
-    """The words of one store's ranks. ``name`` tells its topics from those of other stores of the job."""
+    """The words of one store's ranks. ``name``, the store's, stands in messages; ``prefix``, by default the same, tells
+    its keys from those of other stores on the board."""
 
-    def __init__(self, board: Board, name: str, timeout: float) -> None:
+    def __init__(self, board: Board, name: str, timeout: float, prefix: str | None = None) -> None:
         self.board = board
         self.timeout = timeout
         self._name = name
+        self._prefix = name if prefix is None else prefix
         self._announced: deque[tuple[str, int]] = deque()
         self._lock = threading.Lock()
 
@@ -62,11 +64,11 @@ class Council:
 
     def say(self, topic: str, word: bytes) -> None:
         """This rank's word on a topic, to rank 0."""
-        put_word(self.board, f"{self._name}/{topic}/{self.rank}", word)
+        put_word(self.board, f"{self._prefix}/{topic}/{self.rank}", word)
 
     def announce(self, topic: str, word: bytes) -> None:
         """Rank 0's word on a topic, to all."""
-        key = f"{self._name}/{topic}/all"
+        key = f"{self._prefix}/{topic}/all"
         pieces = put_word(self.board, key, word)
         with self._lock:
             self._announced.append((key, pieces))
@@ -110,7 +112,7 @@ class Council:
         while True:
             check()
             left = max(0.0, deadline - time.monotonic())
-            word = get_word(self.board, f"{self._name}/{key}", min(left, _LOOK), last=last)
+            word = get_word(self.board, f"{self._prefix}/{key}", min(left, _LOOK), last=last)
             if word is not None or left <= _LOOK:
                 return word
             if not told and time.monotonic() - begun > PATIENCE:

@@ -55,12 +55,15 @@ def place_of(target: Any) -> Place:
 def place_key(impl: str, target: Any) -> Callable[[Any], Any]:
     """What makes a typed key of its data, where the target is."""
     sharding = _sharding(target)
-    if sharding is not None:
-        _boxes(sharding, tuple(target.shape))
+    boxes = () if sharding is None else _boxes(sharding, tuple(target.shape))
 
     def make(data: Any) -> Any:
         key = wrap_key(impl, data)
-        return key if sharding is None else jax.device_put(key, sharding)
+        if sharding is None:
+            return key
+        told = {} if boxes else {"dtype": key.dtype}
+        # Not device_put, which puts nothing on the devices of other processes.
+        return jax.make_array_from_callback(key.shape, sharding, lambda index: key[index], **told)
 
     return make
 
