@@ -1,22 +1,26 @@
-"""The board of a torch.distributed job: a second connection to the store that its ranks met in.
+"""The board of a torch.distributed job: further connections to the store that its ranks met in.
 
-Owns that connection. Runs no collective: on torch 2.13 one gather that timed out breaks all later ones, and two saves
-at once were seen to exchange each other's records. Made in the calling thread by ``boards``.
+Owns the connections. It asks again and again: torch's own wait writes two lines to stderr whenever its time runs out,
+and holds its connection until then. Runs no collective: on torch 2.13 one gather that timed out breaks all later ones,
+and two saves at once were seen to exchange each other's records. Made in the calling thread by ``boards``.
 """
 
 from __future__ import annotations
 
-import datetime
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..engine.errors import StorageError
 
 _PREFIX = "s3dlio/"
-_WAIT = 5.0  # seconds of one request: others that use this connection wait for it
+_POLL = 0.002  # seconds until the second look
+_QUESTIONS = 20_000  # that all waiting ranks together put to the store in a second
 
 
 class TorchBoard:
-    """Values in the store of the default process group; its ``clone`` may be used beside the group's own."""
+    """Values in the store of the default process group; a ``clone`` may be used beside the group's own."""
 
     def __init__(self) -> None:
         import torch.distributed as dist
@@ -24,37 +28,46 @@ class TorchBoard:
 
         self.rank: int = dist.get_rank()
         self.world_size: int = dist.get_world_size()
-        store: Any = distributed_c10d._get_default_store()
-        self._speak, self._listen = store.clone(), store.clone()  # a wait holds its connection
-        self._missing = dist.DistStoreError
+        self._store: Any = distributed_c10d._get_default_store()  # kept: on rank 0 it may be what serves the others
+        self._idle: list[Any] = []
+        self._slowest = 0.05 + self.world_size / _QUESTIONS
         self._broken = dist.DistError
+
+    @contextmanager
+    def _connection(self) -> Iterator[Any]:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._store.clone()
+        yield connection
+        self._idle.append(connection)  # one that failed is not used again
 
     def put(self, key: str, value: bytes) -> None:
         try:
-            self._speak.set(_PREFIX + key, value)
+            with self._connection() as connection:
+                connection.set(_PREFIX + key, value)
         except self._broken as error:
             raise _lost(error) from error
 
     def get(self, key: str, timeout: float) -> bytes | None:
-        left = timeout
-        while True:
-            wait = min(left, _WAIT)
-            try:
-                if wait > 0:
-                    self._listen.wait([_PREFIX + key], datetime.timedelta(seconds=wait))
-                elif not self._listen.check([_PREFIX + key]):
-                    return None
-                return bytes(self._listen.get(_PREFIX + key))
-            except self._missing:
-                left -= wait
-                if left <= 0:
-                    return None
-            except self._broken as error:
-                raise _lost(error) from error
+        deadline = time.monotonic() + timeout
+        pause = _POLL
+        try:
+            with self._connection() as connection:
+                while not connection.check([_PREFIX + key]):
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        return None
+                    time.sleep(min(pause, left))
+                    pause = min(self._slowest, pause * 1.5)
+                return bytes(connection.get(_PREFIX + key))
+        except self._broken as error:
+            raise _lost(error) from error
 
     def drop(self, key: str) -> None:
         try:
-            self._speak.delete_key(_PREFIX + key)
+            with self._connection() as connection:
+                connection.delete_key(_PREFIX + key)
         except RuntimeError:  # a FileStore cannot
             return
 

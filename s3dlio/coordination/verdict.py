@@ -23,27 +23,39 @@ from ..engine import errors
 from ..engine.errors import ConfigError, S3dlioError
 from .council import name_ranks
 
+Array = np.ndarray[Any, Any]
+
 DIGEST = 12
 """Bytes of a digest: CRC-64/NVME and CRC-32C of the leaf, which differ for any two leaves that differ by chance."""
 
-Boxes = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
-"""(offsets, sizes) of each box that a rank has of an array."""
+Kind = tuple[tuple[int, ...], tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]]
+"""A part: the shape of the array, and (offsets, sizes) of each box that a rank has of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
     """A rank has its state: the ``step`` and ``world_size`` it saves for, a digest of the names, dtypes and shapes of
-    its leaves, ``digests`` of their bytes, ``DIGEST`` each, and ``parts``, by leaf what it has of which shape."""
+    its leaves, ``digests`` of their bytes, ``DIGEST`` each, and ``parts``, by leaf what it has of which shape.
+
+    A state has many parts and few kinds of them, so a word names each kind once.
+    """
 
     step: int
     world_size: int
     structure: str
     digests: bytes
-    parts: Mapping[int, tuple[tuple[int, ...], Boxes]] = field(default_factory=dict)
+    parts: Mapping[int, Kind] = field(default_factory=dict)
 
     def encode(self) -> bytes:
-        parts = [[index, shape, boxes] for index, (shape, boxes) in self.parts.items()]
-        head = {"step": self.step, "world_size": self.world_size, "structure": self.structure, "parts": parts}
+        kinds = {kind: number for number, kind in enumerate(dict.fromkeys(self.parts.values()))}
+        head = {
+            "step": self.step,
+            "world_size": self.world_size,
+            "structure": self.structure,
+            "kinds": list(kinds),
+            "leaves": list(self.parts),
+            "kind": [kinds[kind] for kind in self.parts.values()],
+        }
         return json.dumps(head).encode() + b"\n" + self.digests
 
 
@@ -88,12 +100,12 @@ def _error_of(value: Mapping[str, Any]) -> S3dlioError:
 def read_hello(word: bytes) -> Hello:
     """A rank's hello; raises the error that it says instead."""
     value = read_word(word)
-    parts = {index: (tuple(shape), _boxes(boxes)) for index, shape, boxes in value["parts"]}
+    kinds: list[Kind] = [
+        (tuple(shape), tuple((tuple(offsets), tuple(sizes)) for offsets, sizes in boxes))
+        for shape, boxes in value["kinds"]
+    ]
+    parts = {leaf: kinds[number] for leaf, number in zip(value["leaves"], value["kind"], strict=True)}
     return Hello(value["step"], value["world_size"], value["structure"], word.partition(b"\n")[2], parts)
-
-
-def _boxes(rows: Any) -> Boxes:
-    return tuple((tuple(offsets), tuple(sizes)) for offsets, sizes in rows)
 
 
 def read_verdict(word: bytes) -> Verdict:
@@ -104,17 +116,22 @@ def read_verdict(word: bytes) -> Verdict:
 
 
 class Tally:
-    """The hellos of the ranks, taken one after the other, rank 0's first: no more is held than what they add up to."""
+    """The hellos of the ranks, taken one after the other, rank 0's first.
+
+    No more is held of them than 16 bytes for each part of an array, since a large job has millions.
+    """
 
     def __init__(self, first: Hello, names: Sequence[str]) -> None:
         self._first = first
         self._names = names
         self._others: dict[str, dict[int, Any]] = {"step": {}, "world size": {}, "structure": {}}
-        self._digests = _table(first.digests)
-        self._differing = np.zeros(len(self._digests), bool)
-        # By leaf: who has which boxes; each set of boxes with its digest and the ranks that have it.
-        self._parts: dict[int, dict[Boxes, tuple[bytes, list[int]]]] = {index: {} for index in first.parts}
-        self._clashes: list[str] = []
+        self._all = _table(first.digests)
+        self._differing = np.zeros(len(self._all), bool)
+        self._leaves = list(first.parts)
+        self._kinds: dict[Kind, int] = {}
+        self._ranks: list[int] = []
+        self._numbers: list[Array] = []  # of each rank, by part: its kind, -1 for one without elements
+        self._digests: list[Array] = []
         self._take_parts(0, first)
 
     def add(self, rank: int, hello: Hello) -> None:
@@ -129,20 +146,21 @@ class Tally:
                 self._others[what][rank] = theirs
         if hello.structure == first.structure:
             if hello.digests != first.digests:
-                self._differing |= (self._digests != _table(hello.digests)).any(axis=1)
+                self._differing |= (self._all != _table(hello.digests)).any(axis=1)
             self._take_parts(rank, hello)
 
     def _take_parts(self, rank: int, hello: Hello) -> None:
-        for index, (_, boxes) in hello.parts.items():
-            if not any(math.prod(sizes) for _, sizes in boxes):
-                continue
-            digest = hello.digests[index * DIGEST : (index + 1) * DIGEST]
-            known, ranks = self._parts[index].setdefault(boxes, (digest, []))
-            ranks.append(rank)
-            if known != digest:
-                self._clashes.append(
-                    f"ranks {ranks[0]} and {rank} have the same part of {self._names[index]} with other values"
-                )
+        if self._leaves:
+            numbers = [self._number(hello.parts[leaf]) for leaf in self._leaves]
+            self._ranks.append(rank)
+            self._numbers.append(np.array(numbers, np.int32))
+            self._digests.append(_table(hello.digests)[self._leaves])
+
+    def _number(self, kind: Kind) -> int:
+        found = self._kinds.get(kind)
+        if found is None:
+            found = self._kinds[kind] = len(self._kinds) if _elements(kind) else -1
+        return found
 
     def decide(self, timestamp: str) -> Verdict:
         """The verdict; ``ConfigError``, naming ranks, for what keeps them from saving together."""
@@ -160,37 +178,58 @@ class Tally:
                 "(names, dtypes or shapes): every rank must save the same tree, or pass coordinator=None to save its "
                 "own as a checkpoint of its own"
             )
-        self._check_parts()
         parts = self._first.parts
         differing = tuple(int(index) for index in np.flatnonzero(self._differing) if int(index) not in parts)
         return Verdict(timestamp, differing, self._storing())
 
-    def _check_parts(self) -> None:
-        if self._clashes:
-            more = f" (and {len(self._clashes) - 1} more)" if len(self._clashes) > 1 else ""
-            raise ConfigError(
-                f"{self._clashes[0]}{more}: give arrays that are not the same other names, or save them from one of "
-                "the ranks"
-            )
-        for index, (shape, _) in self._first.parts.items():
-            held = sum(math.prod(sizes) for boxes in self._parts[index] for _, sizes in boxes)
-            if held != math.prod(shape):
-                raise ConfigError(
-                    f"the parts of {self._names[index]} on all ranks hold {held} elements, the array "
-                    f"{math.prod(shape)}: its mesh does not span the ranks that save it"
-                )
-
     def _storing(self) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
         """Of each part that several have, one stores it: another one from leaf to leaf, so that all have as much."""
-        leaves: dict[tuple[int, ...], list[int]] = {}
-        for index, parts in self._parts.items():
-            if any(len(ranks) > 1 for _, ranks in parts.values()):
-                chosen = tuple(sorted(ranks[index % len(ranks)] for _, ranks in parts.values()))
-                leaves.setdefault(chosen, []).append(index)
-        return tuple((ranks, tuple(indices)) for ranks, indices in leaves.items())
+        if not self._leaves:
+            return ()
+        numbers, digests = np.stack(self._numbers, axis=1), np.stack(self._digests, axis=1)
+        elements = np.array([_elements(kind) for kind in self._kinds], np.int64)
+        of_number = dict(zip(self._kinds.values(), elements, strict=True))
+        chosen: dict[tuple[int, ...], list[int]] = {}
+        for column, leaf in enumerate(self._leaves):
+            there = np.flatnonzero(numbers[column] >= 0)
+            kinds, first, which, counts = np.unique(
+                numbers[column][there], return_index=True, return_inverse=True, return_counts=True
+            )
+            self._check_cover(leaf, sum(int(of_number[int(kind)]) for kind in kinds))
+            if len(counts) and counts.max() > 1:
+                self._check_replicas(leaf, digests[column], there, there[first][which])
+                order = np.argsort(which, kind="stable")
+                starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
+                storing = sorted(
+                    self._ranks[there[order[start + leaf % count]]] for start, count in zip(starts, counts, strict=True)
+                )
+                chosen.setdefault(tuple(storing), []).append(leaf)
+        return tuple((ranks, tuple(leaves)) for ranks, leaves in chosen.items())
+
+    def _check_cover(self, leaf: int, held: int) -> None:
+        elements = math.prod(self._first.parts[leaf][0])
+        if held != elements:
+            raise ConfigError(
+                f"the parts of {self._names[leaf]} on all ranks hold {held} elements, the array {elements}: its mesh "
+                "does not span the ranks that save it"
+            )
+
+    def _check_replicas(self, leaf: int, digests: Array, there: Array, like: Array) -> None:
+        """Whether ranks that have the same part (rows ``there`` that of rows ``like``) have the same bytes of it."""
+        clashes = np.flatnonzero((digests[there] != digests[like]).any(axis=1))
+        if len(clashes):
+            one, other = self._ranks[like[clashes[0]]], self._ranks[there[clashes[0]]]
+            raise ConfigError(
+                f"ranks {one} and {other} have the same part of {self._names[leaf]} with other values: give arrays "
+                "that are not the same other names, or save them from one of the ranks"
+            )
 
 
-def _table(digests: bytes) -> np.ndarray[Any, Any]:
+def _elements(kind: Kind) -> int:
+    return sum(math.prod(sizes) for _, sizes in kind[1])
+
+
+def _table(digests: bytes) -> Array:
     return np.frombuffer(digests, np.uint8).reshape(-1, DIGEST)
 
 
