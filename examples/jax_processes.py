@@ -23,6 +23,7 @@ def train(uri: str, address: str, count: int, number: int) -> None:
     """Ten steps of a regression on all devices of all processes, then a restore onto another mesh."""
     import jax
     import jax.numpy as jnp
+    from jax.experimental.multihost_utils import process_allgather
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
     from s3dlio.frameworks.jax import Checkpointer
@@ -30,7 +31,7 @@ def train(uri: str, address: str, count: int, number: int) -> None:
     jax.distributed.initialize(address, count, number)
     one = len(jax.devices())
     line = jax.make_mesh((one,), ("data",), axis_types=(AxisType.Auto,))
-    square = jax.make_mesh((2, one // 2), ("a", "b"), axis_types=(AxisType.Auto,))
+    square = jax.make_mesh((2, one // 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     rows, columns = NamedSharding(line, PartitionSpec("data")), NamedSharding(square, PartitionSpec("b", "a"))
     whole = NamedSharding(line, PartitionSpec())
 
@@ -41,21 +42,23 @@ def train(uri: str, address: str, count: int, number: int) -> None:
         gradient = jax.grad(lambda weight: jnp.mean((batch @ weight - 1.0) ** 2))(state["weight"])
         return {"weight": state["weight"] - 0.1 * gradient, "count": state["count"] + 1, "key": key}
 
-    state = {
-        "weight": jax.device_put(jnp.zeros((512, 64)), rows),
-        "count": jax.device_put(jnp.zeros((), jnp.int32), whole),
-        "key": jax.device_put(jax.random.key(0), whole),
-    }
+    def create() -> dict[str, Any]:
+        return {"weight": jnp.zeros((512, 64)), "count": jnp.zeros((), jnp.int32), "key": jax.random.key(0)}
+
+    state = jax.jit(create, out_shardings={"weight": rows, "count": whole, "key": whole})()
     with Checkpointer(uri, keep_last=2) as checkpointer:
         for _ in range(10):
             state = step(state)
             if int(state["count"]) % 5 == 0:  # every process calls; its shards are copied when this returns
                 checkpointer.save_async(int(state["count"]), state)
         checkpointer.wait_until_finished()
-        form = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), state)
-        form["weight"] = jax.ShapeDtypeStruct((512, 64), jnp.float32, sharding=columns)
+        placed = {"weight": columns, "count": whole, "key": whole}
+        form = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, placed
+        )
         restored = checkpointer.restore(target=form)
-        same = bool(jax.jit(lambda a, b: (a == b).all(), out_shardings=whole)(restored["weight"], state["weight"]))
+        both = [process_allgather(tree["weight"], tiled=True) for tree in (restored, state)]
+        same = bool((both[0] == both[1]).all())
         print(
             f"process {number}: steps {checkpointer.all_steps()}, restored onto {dict(square.shape)}: "
             f"{'bit for bit' if same else 'it differs'}",
@@ -71,8 +74,9 @@ def launch(uri: str) -> None:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     command = [sys.executable, __file__, uri, address, str(PROCESSES)]
     processes = [subprocess.Popen([*command, str(number)]) for number in range(PROCESSES)]
-    if any([process.wait() for process in processes]):
-        sys.exit("a process failed")
+    codes = [process.wait() for process in processes]
+    if any(codes):
+        sys.exit(f"the processes ended with {codes}")
 
 
 if __name__ == "__main__":

@@ -21,16 +21,18 @@ TORCHRUN = [
 ]
 MPIEXEC = [str(Path(sys.executable).with_name("mpiexec")), "-n", "3", sys.executable]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * PATIENCE + 20)]
 
 
-def run(command: list[str], where: Path, **environment: str) -> str:
+def run(command: list[str], where: Path) -> str:
     """What an example prints; it ends well and in time, or it and all it started is killed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("XLA_FLAGS", None)  # those of the tests; the examples have their own
     with (where / "said").open("w+") as said:
         process = subprocess.Popen(
             command,
             cwd=where,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
@@ -64,12 +66,10 @@ def test_lightning_fit(tmp_path: Path) -> None:
     assert "epoch 6: loss" in said
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
-def test_keras_fit(tmp_path: Path, backend: str) -> None:
-    said = run([sys.executable, example("keras_fit")], tmp_path, KERAS_BACKEND=backend)
-    assert "trained epochs 0 to 3" in said
-    assert "trained epochs 3 to 5" in said
-    assert "5 complete epochs" in said
+def test_keras_fit(tmp_path: Path) -> None:
+    lines = run([sys.executable, example("keras_fit")], tmp_path).splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == ["trained epochs 0 to 3", "trained epochs 3 to 5"]
+    assert [line.split(",")[0] for line in lines[2:]] == ["step 64", "step 80"]
 
 
 def test_jax_sharded(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_jax_sharded(tmp_path: Path) -> None:
 
 
 def test_jax_processes(tmp_path: Path) -> None:
-    said = run([sys.executable, example("jax_processes")], tmp_path, XLA_FLAGS="")
+    said = run([sys.executable, example("jax_processes")], tmp_path)
     for number in range(2):
         assert f"process {number}: steps [5, 10], restored onto {{'a': 2, 'b': 4}}: bit for bit" in said
 

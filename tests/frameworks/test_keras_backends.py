@@ -1,4 +1,4 @@
-"""The backends other than TensorFlow, each in a process of its own: it is chosen at the import. And the example."""
+"""The backends other than TensorFlow, each in a process of its own: it is chosen at the import."""
 
 from __future__ import annotations
 
@@ -36,9 +36,3 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_backend_resumes_its_own_and_anothers_checkpoints(made: str, tmp_path: Path, backend: str) -> None:
     printed = run(backend, "tests/frameworks/keras_backend.py", "take", f"file://{tmp_path}", made)
     assert printed == f"{backend} is right\n"
-
-
-def test_the_example_runs_as_it_stands() -> None:
-    lines = run("tensorflow", "examples/keras_fit.py").splitlines()
-    assert [line.split(":")[0] for line in lines[:2]] == ["trained epochs 0 to 3", "trained epochs 3 to 5"]
-    assert [line.split(",")[0] for line in lines[2:]] == ["step 64", "step 80"]

@@ -1,4 +1,4 @@
-"""Frameworks in processes of their own: ranks of torchrun, the other package of Lightning, the examples as they are."""
+"""Frameworks in processes of their own: ranks of torchrun, the other package of Lightning."""
 
 from __future__ import annotations
 
@@ -153,15 +153,3 @@ def test_a_save_is_committed_though_the_process_ends_at_once(tmp_path: Path) -> 
     run([sys.executable, "-c", UNFINISHED, str(tmp_path / "a.ckpt")], tmp_path)
     with CheckpointStore(f"file://{tmp_path}/a.ckpt") as store:
         assert store.load()["w"].sum() == 1 << 20
-
-
-@pytest.mark.parametrize(
-    ("name", "args", "text"),
-    [
-        ("lightning_fit", ["{}/run"], "epoch 6: loss"),
-        ("hf_trainer", ["file://{}/store"], "checkpoint-20 to step 40; newest in the store: ckpt-40-"),
-    ],
-)
-def test_an_example_runs_as_it_stands(tmp_path: Path, name: str, args: list[str], text: str) -> None:
-    script = str(ROOT / "examples" / f"{name}.py")
-    assert text in run([sys.executable, script, *(arg.format(tmp_path) for arg in args)], tmp_path)

@@ -266,19 +266,19 @@ def test_a_stream_publishes_all_or_nothing(config: S3dlioStorageConfig) -> None:
     path = Path("x/file")
     with storage.stream_write(path) as stream:
         for _ in range(3):
-            assert stream.write(b"1" * MIB) == MIB  # type: ignore[attr-defined]
+            assert stream.write(b"1" * MIB) == MIB
         assert not storage.exists(path)
     stream.close()
     assert storage.getsize(path) == 3 * MIB
     stream = storage.stream_write(path)
-    stream.write(b"2" * 4 * MIB)  # type: ignore[attr-defined]
+    stream.write(b"2" * 4 * MIB)
     stream.__exit__(KeyError, KeyError(), None)
     assert stream.closed
     lost = storage.stream_write(path)
-    lost.write(b"3")  # type: ignore[attr-defined]
+    lost.write(b"3")
     del lost
     with pytest.raises(TypeError), storage.stream_write(path) as stream:
-        stream.write("text")  # type: ignore[attr-defined]
+        stream.write("text")
     assert storage.getsize(path) == 3 * MIB
 
 
@@ -369,7 +369,7 @@ def test_two_that_commit_one_folder(objects: S3dlioStorage, monkeypatch: pytest.
 def test_files_that_a_late_writer_changed_are_refused(objects: S3dlioStorage) -> None:
     _put(objects, TEMPORARY)
     with objects.stream_write(TEMPORARY / "a") as late:
-        late.write(b"late")  # type: ignore[attr-defined]
+        late.write(b"late")
         objects.rename(TEMPORARY, STEP, is_directory=True)
         assert objects.read(STEP / "a") == b"a"
     with pytest.raises(StorageError, match="written to after its folder was committed"):
