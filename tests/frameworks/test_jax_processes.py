@@ -20,6 +20,7 @@ from s3dlio import CheckpointStore
 from tests.store.live import MIB, SMALL
 
 ROOT = Path(__file__).parents[2]
+KEYS = 32  # bytes of the keys, which every process reads
 PROGRAM = """
     import json, sys
     import jax, jax.numpy as jnp, numpy as np
@@ -111,8 +112,8 @@ def test_each_process_reads_what_its_devices_hold(tmp_path: Path) -> None:
     with CheckpointStore(f"file://{tmp_path}/run", **SMALL) as store:
         store.save(1, {"w": jnp.asarray(whole), "n": 1, "keys": jax.random.split(jax.random.key(7), 4)})
     found = run(PROGRAM, f"file://{tmp_path}/run")
-    assert [told["rows"][0] for told in found] == [4 * MIB, 4 * MIB]
-    assert [told["all"][0] for told in found] == [8 * MIB, 8 * MIB]
+    assert [told["rows"][0] for told in found] == [4 * MIB + KEYS, 4 * MIB + KEYS]
+    assert [told["all"][0] for told in found] == [8 * MIB + KEYS, 8 * MIB + KEYS]
     assert all(told["columns"][0] < 8 * MIB for told in found)
     for name, count in (("rows", 4), ("columns", 2), ("all", 1)):
         pieces = [piece for told in found for piece in told[name][1]]
