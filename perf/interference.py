@@ -18,6 +18,9 @@ from .savers import Dcp, Ours, opened, roomy
 
 _ALONE = "no save"
 _ALONE_SECONDS = 3.0
+_LIMIT = 60.0
+"""Seconds of steps beside one save: a saver in the loop's own interpreter may get so little of it that a round would
+take minutes. It is left out from then on, with a note."""
 LOOPS: dict[str, Callable[[], loops.Step]] = {"python": loops.python_step, "torch": loops.torch_step}
 
 
@@ -76,8 +79,12 @@ def _loop(step: loops.Step, savers: dict[str, tuple[Callable[[], Any], Callable[
             started = time.perf_counter()
             pending = begin()
             stalled = time.perf_counter() - started
-            found = loops.stretch(step, pending.done, started=started)
+            late = started + _LIMIT
+            found = loops.stretch(step, lambda: pending.done() or time.perf_counter() > late, started=started)
+            in_time = pending.done()
             pending.result()
+            if not in_time:
+                raise TimeoutError(f"its save was not done after {_LIMIT:g} s beside the loop")
             return Timed(_numbers(found, rate.steps, stalled))
 
         return Case(name, during, after=clear)

@@ -1,6 +1,7 @@
 """How saves and loads grow: with the bytes, from 1 GiB to ``--size``, and with the number of tensors, to a million.
 
-Bytes: one state at a time, saved through an arena of 1 GiB, dropped, and loaded back. Tensors: fp32 tensors of 1 KiB,
+Bytes: one state at a time, saved through an arena of 1 GiB, dropped, and loaded back; sizes that the machine has no
+memory for are left out, with a note. Tensors: fp32 tensors of 1 KiB,
 beside safetensors' own save (fsynced) and load; then a state of 100,000 leaves of many kinds, beside ``torch.save``.
 """
 
@@ -20,13 +21,15 @@ from .savers import Ours, Safetensors, Saver, TorchSave
 COUNTS = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
 MIXED = 100_000
 ARENA = 1 << 30
+BESIDE = 1 << 30
+"""Bytes for the interpreters, torch and the buffers of loads."""
 
 
 def run(options: Options) -> Report:
     """Measure all three tables."""
     state.warm_machine(2 * options.size)
     report = Report("scale", {"bytes": options.size, "repeat": options.repeat})
-    sizes = [size for size in (GIB << n for n in range(20)) if size <= options.size] or [options.size]
+    sizes, report.notes = fitting(options.size, headroom())
     found = {f"{size / GIB:g} GiB": _bytes(options, size) for size in sizes}
     report.tables.append(_bytes_table(found))
     counts = {f"{count:,}": _tensors(options, state.many(count), Safetensors) for count in COUNTS}
@@ -37,6 +40,16 @@ def run(options: Options) -> Report:
         report.samples[name] = results.as_json()
         report.notes += failures({name: results})
     return report
+
+
+def fitting(most: int, room: int) -> tuple[list[int], list[str]]:
+    """The sizes, doubling from 1 GiB up to ``most`` bytes, that fit ``room`` bytes of memory; a note if some do not."""
+    wanted = [size for size in (GIB << n for n in range(20)) if size <= most] or [most]
+    sizes = [size for size in wanted if size + ARENA + BESIDE <= room]
+    if sizes == wanted:
+        return sizes, []
+    left_out = ", ".join(f"{size / GIB:g}" for size in wanted if size not in sizes)
+    return sizes, [f"left out: {left_out} GiB: {room / GIB:.1f} GiB of memory are free, the arena takes 1"]
 
 
 def _bytes(options: Options, size: int) -> Results:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from perf import harness, limits, loops, meter, state
+from perf import harness, interference, limits, loops, meter, scale, state
 from perf.__main__ import BENCHMARKS, parse
 
 
@@ -120,6 +120,41 @@ def test_quantiles_of_a_stretch() -> None:
     assert stretch.quantile(1.0) == 0.4
     assert stretch.quantile(0.0) == 0.1
     assert loops.Stretch(1.0, array("d")).quantile(0.5) == 0.0
+
+
+class Endless:
+    """A save that is done only once somebody waits for it."""
+
+    waited = False
+
+    def done(self) -> bool:
+        return self.waited
+
+    def result(self) -> None:
+        self.waited = True
+
+
+def test_a_save_that_the_loop_starves_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interference, "_LIMIT", 0.0)
+    monkeypatch.setattr(interference, "_ALONE_SECONDS", 0.001)
+    cleared: list[int] = []
+    results = interference._loop(lambda: None, {"peer": (Endless, lambda: cleared.append(1))}, 2)
+    assert results.failures == {"peer": "TimeoutError: its save was not done after 0 s beside the loop"}
+    assert [set(numbers) for numbers in results.rounds] == [{"no save"}, {"no save"}]
+    assert cleared == [1]
+
+
+@pytest.mark.parametrize(
+    ("most", "room", "sizes", "note"),
+    [(16, 18, [1, 2, 4, 8, 16], None), (16, 17, [1, 2, 4, 8], "left out: 16 GiB: 17.0"), (1, 2, [], "left out: 1 GiB")],
+)
+def test_sizes_that_do_not_fit_the_memory_are_left_out(
+    most: int, room: int, sizes: list[int], note: str | None
+) -> None:
+    found, notes = scale.fitting(most << 30, room << 30)
+    assert found == [size << 30 for size in sizes]
+    assert bool(notes) == (note is not None)
+    assert not notes or str(notes[0]).startswith(str(note))
 
 
 def test_every_benchmark_is_there(capsys: pytest.CaptureFixture[str]) -> None:
