@@ -7,13 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from s3dlio import CheckpointStore
+from tests.frameworks import snippets
+from tests.servers.s3_server import Bucket
 
 ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "examples" / "README.md"
 PATIENCE = 100.0
 TORCHRUN = [
     *(sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"),
@@ -24,9 +28,9 @@ MPIEXEC = [str(Path(sys.executable).with_name("mpiexec")), "-n", "3", sys.execut
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * PATIENCE + 20)]
 
 
-def run(command: list[str], where: Path) -> str:
+def run(command: list[str], where: Path, more: Mapping[str, str] | None = None) -> str:
     """What an example prints; it ends well and in time, or it and all it started is killed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(more or {})}
     environment.pop("XLA_FLAGS", None)  # those of the tests; the examples have their own
     with (where / "said").open("w+") as said:
         process = subprocess.Popen(
@@ -116,3 +120,25 @@ def test_mpi_bytes(tmp_path: Path) -> None:
     with CheckpointStore(uri) as store:
         assert [(info.step, info.world_size) for info in store.list()] == [(100 * n, 3) for n in range(1, 7)]
         store.verify()
+
+
+def test_every_script_is_named_and_tested() -> None:
+    text, tests = DOCUMENT.read_text(), Path(__file__).read_text()
+    scripts = sorted(path.name for path in DOCUMENT.parent.glob("*.py"))
+    assert [name for name in scripts if f"({name})" not in text] == []
+    assert [name for name in scripts if f"def test_{name.removesuffix('.py')}(" not in tests] == []
+
+
+@pytest.mark.parametrize("title", sorted(snippets.sections(DOCUMENT)))
+def test_what_the_document_says_runs(tmp_path: Path, s3_bucket: Bucket, title: str) -> None:
+    """On a real server, which is found by the environment as a user's would be."""
+    server = s3_bucket.server
+    found = {
+        "AWS_ENDPOINT_URL": server.endpoint,
+        "AWS_ACCESS_KEY_ID": server.access_key,
+        "AWS_SECRET_ACCESS_KEY": server.secret_key,
+        "AWS_REGION": server.region,
+    }
+    command = [sys.executable, "-m", "tests.frameworks.snippets", str(DOCUMENT), title, s3_bucket.uri]
+    assert run(command, tmp_path, found).endswith("all blocks ran\n")
+    assert s3_bucket.keys()
