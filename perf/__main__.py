@@ -19,6 +19,7 @@ BENCHMARKS = {
     "memory": "memory of all processes beyond the state",
     "scale": "1 to 16 GiB, 10 to 1,000,000 tensors",
     "dcp": "torch DCP over two ranks: save, stall, memory, and loads by three, against torch's own storage",
+    "ranks": "simulated: rank 0 of up to 16,384 ranks and 10,000,000 tensors, from the first word to the commit",
     "s3": "save and load against the sink and LocalStack, beside a bare boto3 loop and peers; memory",
     "azure": "save and load against the sink and Azurite, beside a bare azure-storage-blob loop and its files",
     "latency": "a store 15 ms away against its connections; codecs on a link of 100 MB/s and on a fast one",

@@ -21,6 +21,7 @@ import numpy as np
 
 from ..engine import errors
 from ..engine.errors import ConfigError, S3dlioError
+from ..tensors.box import Box, tiles
 from .council import name_ranks
 
 Array = np.ndarray[Any, Any]
@@ -92,8 +93,9 @@ def read_word(word: bytes) -> dict[str, Any]:
 
 
 def _error_of(value: Mapping[str, Any]) -> S3dlioError:
-    cls: Any = getattr(errors, value["error"], S3dlioError)
-    error: S3dlioError = cls(value["text"])
+    cls = getattr(errors, str(value["error"]), None)
+    known = isinstance(cls, type) and issubclass(cls, S3dlioError)
+    error: S3dlioError = (cls if known else S3dlioError)(value["text"])
     return error
 
 
@@ -129,6 +131,7 @@ class Tally:
         self._differing = np.zeros(len(self._all), bool)
         self._leaves = list(first.parts)
         self._kinds: dict[Kind, int] = {}
+        self._whole: set[tuple[tuple[int, ...], bytes]] = set()  # shapes, and kinds that make them up
         self._ranks: list[int] = []
         self._numbers: list[Array] = []  # of each rank, by part: its kind, -1 for one without elements
         self._digests: list[Array] = []
@@ -151,9 +154,13 @@ class Tally:
 
     def _take_parts(self, rank: int, hello: Hello) -> None:
         if self._leaves:
-            numbers = [self._number(hello.parts[leaf]) for leaf in self._leaves]
+            known: dict[int, int] = {}  # by identity: to hash a kind 10,000,000 times takes half a minute
+            for kind in hello.parts.values():
+                if id(kind) not in known:
+                    known[id(kind)] = self._number(kind)
+            parts = hello.parts
             self._ranks.append(rank)
-            self._numbers.append(np.array(numbers, np.int32))
+            self._numbers.append(np.array([known[id(parts[leaf])] for leaf in self._leaves], np.int32))
             self._digests.append(_table(hello.digests)[self._leaves])
 
     def _number(self, kind: Kind) -> int:
@@ -189,6 +196,7 @@ class Tally:
         numbers, digests = np.stack(self._numbers, axis=1), np.stack(self._digests, axis=1)
         elements = np.array([_elements(kind) for kind in self._kinds], np.int64)
         of_number = dict(zip(self._kinds.values(), elements, strict=True))
+        boxes_of = {number: [Box(*box) for box in boxes] for (_, boxes), number in self._kinds.items()}
         chosen: dict[tuple[int, ...], list[int]] = {}
         for column, leaf in enumerate(self._leaves):
             there = np.flatnonzero(numbers[column] >= 0)
@@ -196,6 +204,7 @@ class Tally:
                 numbers[column][there], return_index=True, return_inverse=True, return_counts=True
             )
             self._check_cover(leaf, sum(int(of_number[int(kind)]) for kind in kinds))
+            self._check_tiles(leaf, kinds, boxes_of)
             if len(counts) and counts.max() > 1:
                 self._check_replicas(leaf, digests[column], there, there[first][which])
                 order = np.argsort(which, kind="stable")
@@ -213,6 +222,17 @@ class Tally:
                 f"the parts of {self._names[leaf]} on all ranks hold {held} elements, the array {elements}: its mesh "
                 "does not span the ranks that save it"
             )
+
+    def _check_tiles(self, leaf: int, kinds: Array, boxes_of: Mapping[int, list[Box]]) -> None:
+        shape = self._first.parts[leaf][0]
+        key = shape, kinds.tobytes()
+        if key not in self._whole:
+            if not tiles(shape, (box for kind in kinds for box in boxes_of[int(kind)])):
+                raise ConfigError(
+                    f"the parts of {self._names[leaf]} on all ranks overlap and leave others out: every rank must have "
+                    "it on the same mesh with the same placements"
+                )
+            self._whole.add(key)
 
     def _check_replicas(self, leaf: int, digests: Array, there: Array, like: Array) -> None:
         """Whether ranks that have the same part (rows ``there`` that of rows ``like``) have the same bytes of it."""
