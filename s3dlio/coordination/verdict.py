@@ -194,8 +194,10 @@ class Tally:
         if not self._leaves:
             return ()
         numbers, digests = np.stack(self._numbers, axis=1), np.stack(self._digests, axis=1)
-        elements = np.array([_elements(kind) for kind in self._kinds], np.int64)
-        of_number = dict(zip(self._kinds.values(), elements, strict=True))
+        elements = np.zeros(len(self._kinds), np.int64)
+        for kind, number in self._kinds.items():
+            if number >= 0:
+                elements[number] = _elements(kind)
         boxes_of = {number: [Box(*box) for box in boxes] for (_, boxes), number in self._kinds.items()}
         chosen: dict[tuple[int, ...], list[int]] = {}
         for column, leaf in enumerate(self._leaves):
@@ -203,7 +205,7 @@ class Tally:
             kinds, first, which, counts = np.unique(
                 numbers[column][there], return_index=True, return_inverse=True, return_counts=True
             )
-            self._check_cover(leaf, sum(int(of_number[int(kind)]) for kind in kinds))
+            self._check_cover(leaf, int(elements[kinds].sum()))
             self._check_tiles(leaf, kinds, boxes_of)
             if len(counts) and counts.max() > 1:
                 self._check_replicas(leaf, digests[column], there, there[first][which])
