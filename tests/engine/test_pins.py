@@ -180,6 +180,15 @@ def test_warming_up_a_pool_registers_and_closing_it_lets_go() -> None:
     assert not locks.held
 
 
+def test_an_arena_of_the_parent_lets_nothing_go(arena: Arena) -> None:
+    locks = Locks()
+    grow(arena, MIB)
+    arena.pin(locks)
+    arena.forget()
+    arena.close()
+    assert list(locks.held) == [arena.address(0)]
+
+
 def test_a_forked_child_lets_nothing_of_its_parent_go() -> None:
     script = """
         import os
