@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 from . import checksum
 from . import codec as codecs
+from .actions import Action, Finish, Free, Move, Run, StoredObject
 from .backends import OBJECT_STORES
 from .contract import Location
 from .errors import CancelledError, DeadlineError, PoolClosedError, S3dlioError
-from .ledger import Action, Finish, Free, Move, Phase, Run, SaveLedger, SaveSpec, StoredObject
+from .ledger import Phase, SaveLedger, SaveSpec
 from .messages import Runs
 from .plan import MIB, SavePlan, plan_save
 from .pool import Pool

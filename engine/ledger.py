@@ -1,4 +1,4 @@
-"""The state of one save: a pure table. Events come in, actions go out; no I/O, no clock, no threads.
+"""The state of one save: a pure table. Events come in, ``actions`` go out; no I/O, no clock, no threads.
 
 Two rules carry it. A slot is freed only when no task that names it is outstanding and no later part needs it. The save
 is stored only when every chunk's bytes are in a stored part and every CRC-32C is known. ``job.SaveJob`` feeds it in
@@ -14,6 +14,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from .actions import Action, ChunkRecord, Finish, Free, Move, Run, StoredObject
 from .auto import Auto
 from .checksum import combine_crc32c
 from .contract import Location, ObjectInfo, PartReceipt
@@ -34,65 +35,6 @@ class Phase(Enum):
     DRAINING = "draining"
     ABORTING = "aborting"
     DEAD = "dead"
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkRecord:
-    """Where a raw chunk lies in the stored object: lengths and offsets in bytes, CRC-32C of the raw bytes."""
-
-    raw_offset: int
-    raw_length: int
-    stored_offset: int
-    stored_length: int
-    codec: str
-    crc: int
-
-
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """A durable object: stored size and etag, raw size and CRC-32C, its chunks in order, the parts it came in."""
-
-    info: ObjectInfo
-    raw_size: int
-    crc: int
-    chunks: tuple[ChunkRecord, ...]
-    parts: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Have a worker do ``task``; its outcome comes back under ``token``."""
-
-    token: tuple[str, int]
-    task: Task
-
-
-@dataclass(frozen=True, slots=True)
-class Free:
-    """Give a slot back to the arena."""
-
-    slot: int
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """Copy ``length`` bytes from the start of ``source`` to ``offset`` in ``target``, before any later action."""
-
-    source: int
-    target: int
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The save has ended: its result, or the first error. No slot and no task of it is left."""
-
-    result: StoredObject | None
-    error: S3dlioError | None
-
-
-Action = Run | Free | Move | Finish
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Generic, TypeVar
 
 from .content import buffer_of
+from .engine.actions import StoredObject
 from .engine.errors import CancelledError, S3dlioError
-from .engine.ledger import StoredObject
 from .engine.stream import StreamJob
 
 Result = TypeVar("Result")

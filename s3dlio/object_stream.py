@@ -8,8 +8,8 @@ from __future__ import annotations
 import zstandard
 
 from .byte_stream import ByteStream
+from .engine.actions import StoredObject
 from .engine.job import Coding
-from .engine.ledger import StoredObject
 from .engine.pool import Pool
 from .engine.stream import StreamJob
 from .object_uri import Place

@@ -17,9 +17,9 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import Any
 
+from .engine.actions import StoredObject
 from .engine.errors import CancelledError, S3dlioError
 from .engine.job import Progress, SaveJob
-from .engine.ledger import StoredObject
 from .engine.source import Source
 from .ids import CheckpointId
 from .info import CheckpointInfo
@@ -54,6 +54,7 @@ class Save:
         self._job: SaveJob | None = None
         self._captured = 0
         self._cancelled = False
+        self._given_up = False
         self._ended = False
         self._lock = threading.Lock()
 
@@ -81,6 +82,11 @@ class Save:
             if self._job is not None:
                 self._job.cancel(self._reason())
             return True
+
+    def give_up(self) -> None:
+        """As ``cancel``; one that is durable waits no longer for other ranks to commit it."""
+        if not self.cancel():
+            self._given_up = True
 
     def make_durable(self, record: ShardRecord) -> None:
         """Every byte is stored: too late to cancel. Raises ``CancelledError`` if it was cancelled before."""
@@ -119,6 +125,13 @@ class Save:
         """Raise ``CancelledError`` if it was cancelled."""
         if self._cancelled:
             raise self._reason()
+
+    def check_wanted(self) -> None:
+        """Raise ``CancelledError`` if it was given up."""
+        if self._given_up:
+            raise CancelledError(
+                f"the save of {self.name} was given up while it waited for other ranks: they may commit it still"
+            )
 
     def end(self) -> bool:
         """Whether the caller is the first to end it, and may now keep or break its promises."""
@@ -226,10 +239,15 @@ class Finisher:
             thread.join()
 
     def _run(self) -> None:
-        _here.finishing = True
+        mark_finishing()
         while (event := self._queue.get()) is not None:
             event()
             del event  # and with it the save, while waiting for the next
+
+
+def mark_finishing() -> None:
+    """The calling thread is one that finishes saves, and calls their callbacks."""
+    _here.finishing = True
 
 
 def check_may_wait() -> None:

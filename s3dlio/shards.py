@@ -11,7 +11,7 @@ from typing import Any
 
 from .byte_stream import ByteStream
 from .content import Content, payload_of
-from .engine.ledger import StoredObject
+from .engine.actions import StoredObject
 from .engine.stream import StreamJob
 from .records import ShardRecord
 from .writer import Shard, ShardWriter

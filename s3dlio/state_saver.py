@@ -15,11 +15,11 @@ from enum import Enum
 from .commit import commit
 from .content import Draft, Pieces
 from .coordination.boards import Seat
-from .engine.ledger import StoredObject
+from .engine.actions import StoredObject
 from .group_saver import GroupSave
 from .handle import Handle
 from .info import CheckpointInfo
-from .saving import Finisher, Meta, Save
+from .saving import Finisher, Meta, Save, mark_finishing
 from .writer import Shard, ShardWriter
 
 
@@ -104,8 +104,9 @@ class StateSaver:
         self._finisher.take(save)
         group = GroupSave(save, draft, writer, meta, seat, topic)
         # Ranks that each hold memory for another one of two saves would wait for each other: all take turns alike.
-        before, turn = self._turn, threading.Event()
-        self._turn = turn
+        turn = threading.Event()
+        with self._lock:
+            before, self._turn = self._turn, turn
 
         def stage() -> None:
             try:
@@ -122,8 +123,10 @@ class StateSaver:
         except BaseException as error:
             turn.set()
             save.asked = True
-            group.refuse(error)
-            self._finisher.fail(save, error)
+            try:
+                group.refuse(error)
+            finally:
+                self._finisher.fail(save, error)
             raise
         return Handle(save)
 
@@ -133,14 +136,17 @@ class StateSaver:
 
         def run() -> None:
             returned.wait()  # as in `_defer`
+            mark_finishing()
             try:
                 if stage is not None:
                     stage()
                 info = group.finish(self._committed)
             except Exception as error:  # noqa: BLE001 - it is the handle's to raise
                 traceback.clear_frames(error.__traceback__)
-                group.refuse(error)
-                self._finisher.fail(save, error)
+                try:
+                    group.refuse(error)
+                finally:
+                    self._finisher.fail(save, error)
             else:
                 self._finisher.succeed(save, info)
 

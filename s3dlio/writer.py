@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .config import CheckpointConfig
+from .engine.actions import StoredObject
 from .engine.capture import Capture, CapturedJob
 from .engine.checksum import crc32c_segments, format_crc32c
 from .engine.contract import Location
 from .engine.errors import S3dlioError
 from .engine.job import Coding, SaveJob
-from .engine.ledger import StoredObject
 from .engine.messages import Runs
 from .engine.plan import MIB
 from .engine.pool import Pool, PoolControl

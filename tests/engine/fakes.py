@@ -11,11 +11,12 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from s3dlio.engine.actions import Action, Finish, Free, Move, Run
 from s3dlio.engine.auto import Auto
 from s3dlio.engine.checksum import crc32c
 from s3dlio.engine.contract import Location, ObjectInfo, PartReceipt
 from s3dlio.engine.errors import CancelledError, S3dlioError, StorageError
-from s3dlio.engine.ledger import Action, Finish, Free, Move, Phase, Run, SaveLedger, SaveSpec
+from s3dlio.engine.ledger import Phase, SaveLedger, SaveSpec
 from s3dlio.engine.messages import Abort, Begin, Complete, Encode, Encoded, PutWhole, Span, Stored, StorePart, Task
 from s3dlio.engine.plan import SavePlan
 

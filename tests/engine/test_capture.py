@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from s3dlio.engine.actions import StoredObject
 from s3dlio.engine.arena import SharedMemory
 from s3dlio.engine.capture import Capture, CapturedJob
 from s3dlio.engine.contract import Location
 from s3dlio.engine.errors import ConfigError, MemoryLimitError, PoolClosedError
 from s3dlio.engine.fetch import FetchJob
 from s3dlio.engine.job import Coding, SaveJob
-from s3dlio.engine.ledger import StoredObject
 from s3dlio.engine.messages import Fetch, Span
 from s3dlio.engine.pool import Pool, PoolConfig
 from s3dlio.engine.source import BufferSource

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from s3dlio.engine import crew, deadlines
+from s3dlio.engine.actions import StoredObject
 from s3dlio.engine.checksum import crc32c
 from s3dlio.engine.contract import Location
 from s3dlio.engine.errors import (
@@ -28,7 +29,6 @@ from s3dlio.engine.errors import (
 )
 from s3dlio.engine.fetch import FetchJob, fetch_through_slots
 from s3dlio.engine.job import Coding, SaveJob
-from s3dlio.engine.ledger import StoredObject
 from s3dlio.engine.messages import Fetch, Runs
 from s3dlio.engine.pool import Pool, PoolConfig
 from s3dlio.engine.source import BufferSource, buffer_address

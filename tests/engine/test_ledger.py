@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from s3dlio.engine.actions import Action, Finish, Free, Run
 from s3dlio.engine.auto import Auto
 from s3dlio.engine.contract import Limits, ObjectInfo, PartReceipt
 from s3dlio.engine.errors import CancelledError, CorruptError, MemoryLimitError, StorageError
-from s3dlio.engine.ledger import Action, Finish, Free, Phase, Run, SaveLedger, SaveSpec
+from s3dlio.engine.ledger import Phase, SaveLedger, SaveSpec
 from s3dlio.engine.messages import Abort, Begin, Complete, Encode, Encoded, PutWhole, Stored, StorePart
 from s3dlio.engine.plan import SavePlan, plan_save
 from tests.engine.fakes import KEY, LOCATION, Chances, SaveWorld

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from s3dlio.engine.actions import StoredObject
 from s3dlio.engine.contract import ObjectInfo
 from s3dlio.engine.errors import CancelledError, S3dlioError, StorageError
 from s3dlio.engine.job import Progress
-from s3dlio.engine.ledger import StoredObject
 from s3dlio.info import CheckpointInfo
 from s3dlio.saving import Finisher, Save, check_may_wait
 
