@@ -29,7 +29,7 @@ lint: $(READY)
 	$(BIN)/lint-imports --no-logo
 
 stress: $(READY) servers
-	$(BIN)/python -m pytest tests/stress -m stress
+	$(BIN)/python -m pytest tests/stress -m stress -o faulthandler_timeout=600
 
 servers: $(SERVERS)/localstack/.ready $(SERVERS)/moto/.ready $(SERVERS)/azurite/.ready
 
