@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         save_distributed_shard,
     )
     from .config import CheckpointConfig
+    from .coordination.boards import StoreCoordinator
     from .engine.errors import (
         AccessDeniedError,
         BrokenReadError,
@@ -73,6 +74,7 @@ _HOMES = {
         "save_distributed_shard",
     ),
     ".config": ("CheckpointConfig",),
+    ".coordination.boards": ("StoreCoordinator",),
     ".engine.errors": (
         "AccessDeniedError",
         "BrokenReadError",
@@ -137,6 +139,7 @@ __all__ = [
     "S3dlioError",
     "StorageError",
     "StorageFullError",
+    "StoreCoordinator",
     "Strategy",
     "ThrottledError",
     "UnsupportedError",
