@@ -220,16 +220,6 @@ class TestBadInput:
                 warm.save_async(1, state, defer_staging=deferred)
             assert message in str(caught.value)
 
-    def test_one_rank_of_several_must_say_that_it_saves_alone(
-        self, warm: CheckpointStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        distributed = torch.distributed
-        monkeypatch.setattr(distributed, "is_available", lambda: True)
-        monkeypatch.setattr(distributed, "is_initialized", lambda: True)
-        monkeypatch.setattr(distributed, "get_world_size", lambda: 4)
-        with pytest.raises(ConfigError, match=r"torch.distributed runs 4 ranks: pass coordinator=None"):
-            warm.save(1, b"x")
-
     def test_names_and_into_exclude_each_other(self, warm: CheckpointStore) -> None:
         with pytest.raises(ConfigError, match="load takes into= or names=, not both"):
             warm.load(into={}, names="*")
