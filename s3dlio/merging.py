@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from .engine.errors import ConfigError, ManifestError
 from .tensors import Table
-from .tensors.box import Box
+from .tensors.box import Box, tiles
 from .tensors.dtypes import element
 from .tensors.into import open_node
 from .tensors.leaf import Node, Spec, make_spec
@@ -87,6 +87,8 @@ def merge(trees: Sequence[Node], tables: Sequence[Table], rank: int | None) -> M
     for index in base.parts:
         specs[index] = make_spec(base.specs[index].form, base.specs[index].dtype, base.parts[index].shape)
         pieces[index] = tuple(_pieces(tables, index, specs[index]))
+        if not tiles(specs[index].shape, (piece.box for piece in pieces[index])):
+            raise ManifestError(f"the parts of {base.names[index]} in all shards do not make up the array")
     for index, shard in enumerate(shards):
         if index not in pieces and (offsets[index] == ELSEWHERE or tables[shard].specs[index] != specs[index]):
             raise ManifestError(f"{base.names[index]} is not in the shard of rank {shard}, which is said to have it")
@@ -132,8 +134,11 @@ def _pieces(tables: Sequence[Table], index: int, whole: Spec) -> Iterator[Place]
 def _own_values(trees: Sequence[Node]) -> list[str]:
     """Where the values of the trees differ, as paths."""
     found: dict[str, None] = {}
-    for tree in trees[1:]:
-        found.update(dict.fromkeys(_differences(trees[0], tree, "state")))
+    try:
+        for tree in trees[1:]:
+            found.update(dict.fromkeys(_differences(trees[0], tree, "state")))
+    except RecursionError:
+        raise ManifestError("tree: too many levels") from None
     return list(found)
 
 

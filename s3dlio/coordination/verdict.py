@@ -94,9 +94,9 @@ def read_word(word: bytes) -> dict[str, Any]:
 
 def _error_of(value: Mapping[str, Any]) -> S3dlioError:
     cls = getattr(errors, str(value["error"]), None)
-    known = isinstance(cls, type) and issubclass(cls, S3dlioError)
-    error: S3dlioError = (cls if known else S3dlioError)(value["text"])
-    return error
+    if not (isinstance(cls, type) and issubclass(cls, S3dlioError)):
+        cls = S3dlioError
+    return cls(value["text"])
 
 
 def read_hello(word: bytes) -> Hello:

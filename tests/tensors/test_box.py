@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import hypothesis
@@ -7,7 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from s3dlio.tensors.box import Box, box_to_image, byte_ranges, extent, image_to_box
+from s3dlio.tensors.box import Box, box_to_image, byte_ranges, extent, image_to_box, tiles
 
 MIB = 1 << 20
 
@@ -84,3 +85,34 @@ def test_boxes_of_slices_and_integers() -> None:
     assert Box.of((0,), (slice(0, 0),)).count == 0
     with pytest.raises(ValueError, match="no box"):
         Box.of((4,), (slice(None, None, 2),))
+
+
+@hypothesis.given(st.data())
+def test_boxes_tile_an_array_if_each_element_is_in_one(data: st.DataObject) -> None:
+    shape = tuple(data.draw(st.lists(st.integers(0, 3), max_size=3)))
+    boxes = []
+    count = np.zeros(shape, int)
+    for _ in range(data.draw(st.integers(0, 4))):
+        offsets = tuple(data.draw(st.integers(0, side)) for side in shape)
+        sizes = tuple(data.draw(st.integers(0, side - at)) for side, at in zip(shape, offsets, strict=True))
+        boxes.append(Box(offsets, sizes))
+        count[tuple(slice(at, at + size) for at, size in zip(offsets, sizes, strict=True))] += 1
+    assert tiles(shape, boxes) == bool((count == 1).all())
+
+
+@hypothesis.given(st.lists(st.integers(1, 6), min_size=1, max_size=3), st.data())
+def test_a_grid_tiles(shape: list[int], data: st.DataObject) -> None:
+    cuts = [sorted({0, side, *data.draw(st.lists(st.integers(0, side), max_size=3))}) for side in shape]
+    spans = [list(itertools.pairwise(bounds)) for bounds in cuts]
+    boxes = [Box(tuple(a for a, _ in corner), tuple(b - a for a, b in corner)) for corner in itertools.product(*spans)]
+    assert tiles(shape, boxes)
+    assert not tiles(shape, boxes[1:])
+    assert not tiles(shape, [*boxes, boxes[0]])
+    assert not tiles(shape, [*boxes[1:], Box(tuple(at + 1 for at in boxes[0].offsets), boxes[0].sizes)])
+
+
+def test_numbers_beyond_any_array_are_told_apart() -> None:
+    huge = (1 << 63) - 1
+    assert tiles((huge,), [Box((0,), (5,)), Box((5,), (huge - 5,))])
+    assert not tiles((huge,), [Box((0,), (5,)), Box((5,), (huge - 6,))])
+    assert not tiles((huge, huge), [Box((0, 0), (1, 1))])
