@@ -64,6 +64,48 @@ def test_sharded_states_load_on_other_numbers_of_ranks(tmp_path: Path, worlds: t
         assert once < sizes < once + 200_000
 
 
+def test_a_rank_reads_its_rows_alone(tmp_path: Path) -> None:
+    """In whole chunks, for their checksums: counted in what it asks the workers for, beside what they hold."""
+    body = """
+        import s3dlio.reader as reading
+        through_slots, read = reading.fetch_through_slots, []
+
+        def counted(pool, items):
+            read.append([task.raw for task, _ in items])
+            through_slots(pool, items)
+
+        reading.fetch_through_slots = counted
+        whole = torch.arange(12 * MIB // 4, dtype=torch.float32).reshape(-1, 1024)
+        if ARGS["save"]:
+            dcp.save({"w": part(whole, mesh, Shard(0)), "other": torch.ones(4 * MIB)}, storage_writer=writer())
+        else:
+            state = {"w": part(torch.zeros_like(whole), mesh, Shard(0))}
+            dcp.load(state, storage_reader=reader())
+            assert torch.equal(state["w"].full_tensor(), whole)
+            rows = state["w"].to_local().nbytes
+            assert rows <= sum(map(sum, read)) <= rows + 4 * MIB, (rows, read)  # the first and last chunk of two shards
+    """
+    for world, save in ((2, True), (3, False)):
+        run(tmp_path, world, body, uri=f"file://{tmp_path}/run", save=save)
+
+
+def test_a_rank_with_nothing_to_store(tmp_path: Path) -> None:
+    """What all ranks have is stored by one of them: the plans of the others are empty."""
+    body = """
+        state = {"same": torch.arange(5.0), "n": 3}
+        dcp.save(state, storage_writer=writer("/1"))
+        dcp.async_save(state, storage_writer=writer("/2")).result()
+        for step in (1, 2):
+            target = {"same": torch.zeros(5), "n": -1}
+            dcp.load(target, storage_reader=reader(f"/{step}"))
+            assert target["n"] == 3 and target["same"].tolist() == [0, 1, 2, 3, 4]
+    """
+    run(tmp_path, 3, body, uri=f"file://{tmp_path}/run")
+    with store(tmp_path / "run" / "1") as here:
+        assert sorted(len(here.load(rank=rank)) for rank in range(3))[0] == 0
+        assert here.verify().shards == 4
+
+
 def test_fsdp2_with_an_optimizer(tmp_path: Path) -> None:
     """Saved after a step on two ranks, loaded on three: the next losses are those of a run that went on."""
     train = """
