@@ -127,6 +127,7 @@ def test_a_stream_survives(place: Place) -> None:
         stream = writer.get_distributed_shard_stream(2, 0, "torch")
         for at in range(0, len(body), 3 * MIB):
             stream.write_chunk(body[at : at + 3 * MIB])
+        rules[1].wait()  # two parts have left, and nobody has said yet that there are no more bytes
         writer.finalize_distributed_checkpoint(2, 0, "torch", [stream.finalize()])
         assert bytes(store.load()) == body
         assert [rule.fired for rule in rules] == [1, 1, 1]
