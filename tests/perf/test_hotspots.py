@@ -218,12 +218,15 @@ def test_the_prefix_stands_before_what_changes_with_each_checkpoint(strategy: St
         assert re.sub("ckpt-.*", "", shard_key(strategy, ID, rank, "none")) in prefixes
 
 
-def test_a_store_that_lets_in_nothing_fails_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_lets_in_nothing_fails_its_ranks_and_tells_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(PrefixStore, "admit", lambda self, key, write: False)
     cluster = Cluster(Strategy.FLAT, 3)
     save = cluster.save()
     assert save.failed == 3
     assert save.seconds <= 120 + 25
+    assert caplog.text == ""
 
 
 def test_the_report_says_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
