@@ -69,7 +69,7 @@ class GroupContent:
             owner[index] = None
         elsewhere = {index for index, who in enumerate(owner) if who not in (None, rank)}
         elsewhere.update(verdict.elsewhere(rank))
-        layout = plan_layout(self.flat, owners=owner, left_out=elsewhere)
+        layout = plan_layout(self.flat, owners=owner, left_out=elsewhere, named=self.layout.named)
         gaps = moves(leaves.specs, self.layout.offsets, layout)
         return Agreed(content_of(self.flat, layout), gaps, layout.header)
 

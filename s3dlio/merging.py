@@ -149,5 +149,10 @@ def _differences(one: Node, other: Node, path: str) -> Iterator[str]:
     if left is None or right is None or [key for key, _ in left[1]] != [key for key, _ in right[1]]:
         yield path
         return
+    below = False
     for (key, child), (_, counterpart) in zip(left[1], right[1], strict=True):
-        yield from _differences(child, counterpart, f"{path}[{key!r}]")
+        for difference in _differences(child, counterpart, f"{path}[{key!r}]"):
+            below = True
+            yield difference
+    if not below:  # a container of another kind, or other metadata of a state dict
+        yield path

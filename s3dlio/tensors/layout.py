@@ -56,11 +56,13 @@ def plan_layout(
     header_limit: int = HEADER_LIMIT,
     owners: Sequence[int | None] | None = None,
     left_out: AbstractSet[int] = frozenset(),
+    named: bool = True,
 ) -> Layout:
     """The layout of a flattened state. Logs a warning if the header is too long to name every leaf.
 
     ``owners``: of a state that several ranks hold, the rank whose shard has each leaf for all of them, ``None`` where
-    each has its own; ``left_out``: leaves that lie in other ranks' shards only.
+    each has its own; ``left_out``: leaves that lie in other ranks' shards only. Not ``named``: as if the header were
+    too long, as that of the whole state is: a longer one would push leaves behind where they were (``moves``).
     """
     leaves = state.leaves
     order = _order(leaves)
@@ -68,13 +70,14 @@ def plan_layout(
         order = [index for index in order if index not in left_out]
     starts, size = _starts(leaves, order)
     kind = "pt" if any(spec.framework == "torch" for spec in leaves.specs) else "np"
-    pieces = _header(leaves, order, starts, kind, header_limit - ALIGNMENT)
-    named = pieces is not None
-    if pieces is None:
+    pieces = _header(leaves, order, starts, kind, header_limit - ALIGNMENT) if named else None
+    if named and pieces is None:
         _log.warning(
             "the names of %d arrays exceed the %d bytes of a safetensors header: they stand in the index only",
             len(leaves), header_limit,
         )  # fmt: skip
+    named = pieces is not None
+    if pieces is None:
         pieces = [json.dumps({"data": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()]
     length = sum(map(len, pieces))
     begin = -(-(8 + length) // ALIGNMENT) * ALIGNMENT

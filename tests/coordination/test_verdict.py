@@ -265,9 +265,8 @@ def test_any_layout_of_parts_is_whole_or_refused(data: st.DataObject) -> None:
     shape = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     boxes = []
     for _ in range(data.draw(st.integers(1, 4))):
-        at = [data.draw(st.integers(0, side - 1)) for side in shape]
-        sizes = [data.draw(st.integers(1, side - low)) for side, low in zip(shape, at, strict=True)]
-        boxes.append((tuple(at), tuple(sizes)))
+        at = tuple(data.draw(st.integers(0, side - 1)) for side in shape)
+        boxes.append((at, tuple(data.draw(st.integers(1, side - low)) for side, low in zip(shape, at, strict=True))))
     covered = np.zeros(shape, int)
     for offsets, sizes in set(boxes):  # the same box on two ranks is a replica
         covered[tuple(slice(low, low + size) for low, size in zip(offsets, sizes, strict=True))] += 1
