@@ -321,7 +321,7 @@ def test_requests_are_made_at_once(control: FakeControl) -> None:
 
     remove_leftovers(control, find_leftovers(control, min_age=0, now=NOW + 1, each=each), each)
     reads = ("read",) * 3
-    assert together == [("list", "list"), reads, ("written",), ("abort",), reads, ("delete", "delete")]
+    assert together == [("list", "list", "list"), reads, ("written",), ("abort",), reads, ("delete", "delete")]
     others = [name for name, _ in control.calls]
     assert sorted(others) == sorted([*itertools.chain(*together), "list", "list"])  # the manifests, twice
 
