@@ -24,7 +24,7 @@ from .content import Draft
 from .coordination.boards import Seat
 from .coordination.verdict import Verdict, decide, encode_error, read_verdict, read_word
 from .engine.capture import Capture
-from .engine.errors import ConfigError, DeadlineError, MemoryLimitError, S3dlioError, StorageError
+from .engine.errors import MemoryLimitError, S3dlioError
 from .engine.job import SaveJob
 from .engine.source import BufferSource
 from .group_content import Agreed, GroupContent, Read, group_content, read_source
@@ -166,7 +166,7 @@ class GroupSave:
     def _commit(self, record: ShardRecord, committed: Callable[[], None]) -> CheckpointInfo:
         council, topic, meta = self._council, self._on(1), self._meta
         records = [record]
-        for rank, word in council.gather(topic, range(1, council.world_size)):
+        for rank, word in council.gather(topic, range(1, council.world_size), self._save.check_wanted):
             try:
                 records.append(ShardRecord.from_dict(read_word(word)["record"]))
             except S3dlioError as error:
@@ -187,7 +187,7 @@ class GroupSave:
             ).manifest
         )
         self._spoken = 2
-        with contextlib.suppress(StorageError):  # it is committed, which the others find in the store
+        with contextlib.suppress(S3dlioError):  # it is committed, which the others find in the store
             council.announce(topic, json.dumps({"committed": asdict(info)}).encode())
         committed()
         return info
@@ -198,8 +198,8 @@ class GroupSave:
         self._may_be_committed = True
         try:
             council.say(topic, json.dumps({"record": record.to_dict()}).encode())
-            word = council.hear(topic)
-        except (DeadlineError, StorageError):
+            word = council.hear(topic, self._save.check_wanted)
+        except S3dlioError:
             found = self._find_committed()  # rank 0 may have died just after the commit
             if found is None:
                 raise
@@ -227,7 +227,7 @@ def speak_error(council: Any, topic: str, spoken: int, error: BaseException, *, 
     if spoken == len(_TOPICS):
         return
     word = encode_error(error, clean=clean)
-    with contextlib.suppress(StorageError, ConfigError):  # the board is gone, and tells the others so
+    with contextlib.suppress(S3dlioError):  # the board is gone, and tells the others so
         if council.presides:
             council.announce(topic_of(topic, spoken), word)
         else:

@@ -114,7 +114,7 @@ class OpenStore:
         unfinished = []
         for save in self._saver.pending():
             if not save.wait(_left(deadline)):
-                save.cancel()
+                save.give_up()
                 unfinished.append(save)
         return unfinished
 

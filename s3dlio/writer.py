@@ -77,7 +77,8 @@ class ShardWriter:
 
     def capture(self, total: int) -> Capture:
         """Room for ``total`` (> 0) raw bytes of a shard of which no more is known yet; errors as in ``Capture``."""
-        return Capture(self._pool, self._location, total, self._codec, self._config.multipart_threshold)
+        codec = "zstd-grouped" if self._codec == "auto" else self._codec
+        return Capture(self._pool, self._location, total, codec, self._config.multipart_threshold)
 
     def start_captured(
         self, shard: Shard, capture: Capture, runs: Callable[[int, int], Runs] | None = None

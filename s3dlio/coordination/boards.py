@@ -11,6 +11,7 @@ import itertools
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,7 @@ class Seat:
 def seat_of(coordinator: Coordinator, uri: str, control: Callable[[], Control], timeout: float) -> Seat | None:
     """This rank's seat among those that share the store at ``uri``; ``None`` where it is on its own.
 
-    ``ConfigError`` for what is no coordinator.
+    ``ConfigError`` for what is no coordinator, and in a process that was forked from a rank.
     """
     if coordinator is None:
         return None
@@ -63,43 +64,60 @@ def seat_of(coordinator: Coordinator, uri: str, control: Callable[[], Control], 
         return seat
     if coordinator != "auto":
         raise ConfigError(f"coordinator must be 'auto', None or a StoreCoordinator, not {coordinator!r}")
-    for find in (_find_torch, _find_jax, _find_mpi):
-        found = find()
-        if found is not None:
-            key, make = found
+    for find, make in ((_torch_key, _torch_board), (_jax_key, _jax_board), (_mpi_key, _mpi_board)):
+        key = find()
+        if key in _inherited:
+            raise ConfigError(
+                "this process was forked from a rank of the job and is none itself: pass coordinator=None to save or "
+                "load on its own"
+            )
+        if key is not None:
             return _seat(key, uri, make, timeout)
     return None
 
 
-def _find_torch() -> tuple[Hashable, Callable[[], Board]] | None:
+# A key is a job's, whose object it holds weakly where it can: an id may be used again for a job started later.
+
+
+def _torch_key() -> Hashable | None:
     distributed: Any = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return None
     if distributed.get_world_size() < 2:
         return None
+    return "torch", weakref.ref(distributed.distributed_c10d._get_default_store())
+
+
+def _torch_board() -> Board:
     from .torch_board import TorchBoard
 
-    return ("torch", id(distributed.distributed_c10d._get_default_store())), TorchBoard
+    return TorchBoard()
 
 
-def _find_jax() -> tuple[Hashable, Callable[[], Board]] | None:
-    if "jax" not in sys.modules:
+def _jax_key() -> Hashable | None:
+    distributed: Any = sys.modules.get("jax._src.distributed")
+    if distributed is None or distributed.global_state.client is None or distributed.global_state.num_processes < 2:
         return None
-    from .jax_board import JaxBoard, jax_client
-
-    client = jax_client()
-    if client is None or JaxBoard().world_size < 2:
-        return None
-    return ("jax", id(client)), JaxBoard
+    return "jax", distributed.global_state.client
 
 
-def _find_mpi() -> tuple[Hashable, Callable[[], Board]] | None:
+def _jax_board() -> Board:
+    from .jax_board import JaxBoard
+
+    return JaxBoard()
+
+
+def _mpi_key() -> Hashable | None:
     mpi: Any = sys.modules.get("mpi4py.MPI")
     if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized() or mpi.COMM_WORLD.Get_size() < 2:
         return None
+    return "mpi"
+
+
+def _mpi_board() -> Board:
     from .mpi_board import MpiBoard
 
-    return "mpi", MpiBoard
+    return MpiBoard()
 
 
 def _store_board(control: Control, run: StoreCoordinator) -> Board:
@@ -111,6 +129,8 @@ def _store_board(control: Control, run: StoreCoordinator) -> Board:
 _lock = threading.Lock()
 _boards: dict[Hashable, Board] = {}
 _seats: dict[tuple[Hashable, str], Seat] = {}
+_inherited: set[Hashable] = set()
+"""Jobs of the process that this one was forked from. A child that joins one of its own has another key."""
 
 
 def _seat(key: Hashable, uri: str, make: Callable[[], Board], timeout: float, prefix: str | None = None) -> Seat:
@@ -121,13 +141,15 @@ def _seat(key: Hashable, uri: str, make: Callable[[], Board], timeout: float, pr
         seat = _seats.get((key, uri))
         if seat is None:
             seat = _seats[key, uri] = Seat(Council(board, uri, timeout, prefix))
+        seat.council.timeout = timeout  # of the store that asks
         return seat
 
 
 def _forget() -> None:
-    """A forked child has no rank of its own."""
+    """A forked child has no rank of its own, unless it joins a job afterwards: it would speak for its parent."""
     global _lock
     _lock = threading.Lock()
+    _inherited.update(key for find in (_torch_key, _jax_key, _mpi_key) if (key := find()) is not None)
     _boards.clear()
     _seats.clear()
 

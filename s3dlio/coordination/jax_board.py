@@ -13,13 +13,6 @@ from ..engine.errors import StorageError
 _PREFIX = "s3dlio/"
 
 
-def jax_client() -> Any:
-    """The client of this process's jax.distributed; ``None`` where it was not initialized."""
-    from jax._src import distributed
-
-    return distributed.global_state.client
-
-
 class JaxBoard:
     """Values in the coordination service that ``jax.distributed.initialize`` started."""
 

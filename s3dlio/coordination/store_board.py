@@ -28,19 +28,22 @@ class StoreBoard:
         self.world_size = world_size
         self._control = control
         self._prefix = f"{COORDINATION}{quote(run, safe='')}/"
+        self._pauses: dict[str, float] = {}  # of keys that were asked for, until they come
 
     def put(self, key: str, value: bytes) -> None:
         self._control.put(self._key(key), [memoryview(value)])
 
     def get(self, key: str, timeout: float) -> bytes | None:
         deadline = time.monotonic() + timeout
-        pause, slowest = _POLLS
+        first, slowest = _POLLS
+        pause = self._pauses.pop(key, first)
         while True:
             try:
                 return self._control.read(self._key(key), limit=2 * PIECE)[0]
             except NotFoundError:
                 left = deadline - time.monotonic()
             if left <= 0:
+                self._pauses[key] = pause
                 return None
             time.sleep(min(left, pause * random.uniform(0.5, 1.5)))
             pause = min(slowest, pause * 1.5)
