@@ -1,4 +1,4 @@
-"""The benchmark of torch DCP, small, as it stands."""
+"""The benchmark of torch DCP, small, as it stands; without the stock savers, which double its time."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import pytest
 from perf import dcp
 from perf.harness import Options, show
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # nine ranks, of which each takes seconds to import torch
 def test_the_benchmark_measures_every_case(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    report = dcp.run(Options(8 << 20, 1, tmp_path, 2, peers=True))
+    report = dcp.run(Options(8 << 20, 1, tmp_path, 2, peers=False))
     assert not report.notes, report.notes
     save, load, stall, memory = report.tables
-    assert [row[0] for row in save.rows] == ["torch save", "s3dlio save"] or len(save.rows) == 2
-    assert len(load.rows) == 2
+    assert len(save.rows) == len(load.rows) == 1
     assert {row[0] for row in stall.rows} == {row[0] for row in memory.rows}
-    assert len(stall.rows) == 4
+    assert len(stall.rows) == 2
     assert all(isinstance(row[1], float) and row[1] > 0 for row in (*save.rows, *load.rows, *stall.rows))
     assert "save until durable" in show(report)
     assert "round 1 of 1" in capfd.readouterr().err

@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from s3dlio import CheckpointStore
+from s3dlio.frameworks.jax import restore
 from tests.store.live import MIB, SMALL
 
 ROOT = Path(__file__).parents[2]
@@ -122,3 +124,70 @@ def test_each_process_reads_what_its_devices_hold(tmp_path: Path) -> None:
         for offsets, sizes in pieces:
             seen[tuple(slice(at, at + size) for at, size in zip(offsets, sizes, strict=True))] += 1
         assert (seen == 1).all()
+
+
+SAVING = """
+    import json, sys
+    import jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+    from s3dlio.frameworks.jax import Checkpointer
+
+    address, rank, uri = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    jax.distributed.initialize(address, num_processes=2, process_id=rank)
+    mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+
+    def placed(*spec):
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    places = {
+        "rows": placed("a", "b"), "columns": placed(None, ("b", "a")), "twice": placed("b"), "all": placed(),
+        "half": placed("a"), "key": placed(), "keys": placed("a"),
+    }
+
+    def create():
+        whole = jnp.arange(8 << 17, dtype=jnp.float32).reshape(8, -1)
+        return {
+            "rows": whole, "columns": whole + 1, "twice": whole + 2, "all": whole + 3,
+            "half": (whole / 8).astype(jnp.bfloat16), "key": jax.random.key(5),
+            "keys": jax.random.split(jax.random.key(7), 4),
+        }
+
+    state = jax.jit(create, out_shardings=places)()
+    step = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), donate_argnums=0)
+    arrays = {name: array for name, array in state.items() if "key" not in name}
+    with Checkpointer(uri, memory=64 << 20, workers=1, chunk_size=1 << 20) as checkpointer:
+        handle = checkpointer.save_async(3, {**state, "n": 1})
+        jax.block_until_ready(step(arrays))  # given away at once
+        info = handle.result(60)
+    print("TOLD" + json.dumps([info.world_size, info.total_size]))
+"""
+
+
+@pytest.mark.slow
+def test_processes_save_one_checkpoint_together(tmp_path: Path) -> None:
+    """Each what its devices hold, replicas once; one process with other devices takes it all."""
+    uri = f"file://{tmp_path}/run"
+    whole = np.arange(8 << 17, dtype=np.float32).reshape(8, -1)
+    for world, size in run(SAVING, uri):
+        assert world == 2
+        assert 4 * whole.nbytes + whole.nbytes // 2 < size < 4.5 * whole.nbytes + MIB // 16
+    sizes = {path.name: path.stat().st_size for path in tmp_path.rglob("rank-*.bin")}
+    assert len(sizes) == 2
+    assert min(sizes.values()) > whole.nbytes
+    keys = jax.random.split(jax.random.key(7), 4)
+    rows = NamedSharding(jax.make_mesh((8,), ("x",)), PartitionSpec("x"))
+    expected = {name: whole + add for add, name in enumerate(("rows", "columns", "twice", "all"))}
+    expected["half"] = (whole / 8).astype(jnp.bfloat16)
+    target = {name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rows) for name, array in expected.items()}
+    with CheckpointStore(uri, **SMALL) as store:
+        found = store.load()
+        for name, array in expected.items():
+            assert type(found[name]) is np.ndarray
+            assert found[name].tobytes() == array.tobytes(), name
+        found = restore(store, {**target, "key": jax.random.key(0), "keys": keys, "n": 0})
+        for name, array in expected.items():
+            assert found[name].sharding == rows
+            assert np.asarray(found[name]).tobytes() == array.tobytes(), name
+        assert (found["key"] == jax.random.key(5)).all()
+        assert (found["keys"] == keys).all()
+        store.verify()
