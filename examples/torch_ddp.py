@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 2 examples/torch_ddp.py file:///tmp/run     # or s3://bucket/run, az://account/container/run
 
-Run it again: it goes on, bit for bit as if it had never stopped.
+Run it again, with as many ranks: it goes on, bit for bit as if it had never stopped. Another number of ranks has no
+random numbers of its own in the checkpoint, and gets an error that says so.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from s3dlio import CheckpointStore
 
-STEPS, EVERY = 6, 2
+EVERY = 2
 
 
-def main(uri: str) -> None:
-    """Train ``STEPS`` steps beyond the newest checkpoint in ``uri``, saving ``EVERY`` second one."""
+def main(uri: str, steps: int = 6) -> None:
+    """Train so many steps beyond the newest checkpoint in ``uri``, saving ``EVERY`` second one."""
     dist.init_process_group("gloo")
     torch.manual_seed(dist.get_rank())  # dropout differs on each rank, and DDP makes the weights equal
     layers = [torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Dropout(0.1), torch.nn.Linear(256, 1)]
@@ -41,7 +42,7 @@ def main(uri: str) -> None:
             torch.set_rng_state(loaded["rng"])
             first = found.step
             say(f"goes on from step {first}")
-        for step in range(first + 1, first + STEPS + 1):
+        for step in range(first + 1, first + steps + 1):
             batch = torch.randn(32, 64, generator=torch.Generator().manual_seed(1000 * step + dist.get_rank()))
             loss = model(batch).square().mean()
             loss.backward()
@@ -52,7 +53,7 @@ def main(uri: str) -> None:
                 # Every rank calls; each has copied its state when this returns, and the rest is done while it trains.
                 store.save_async(step, state(), user_meta={"loss": loss.item()})
         # Leaving the store waits for what is in flight, and raises on every rank what failed on any.
-    say(f"saved up to step {first + STEPS}")
+    say(f"saved up to step {first + steps}")
     dist.destroy_process_group()
 
 
@@ -63,4 +64,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], *map(int, sys.argv[2:]))

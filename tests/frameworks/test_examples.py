@@ -25,7 +25,7 @@ TORCHRUN = [
 ]
 MPIEXEC = [str(Path(sys.executable).with_name("mpiexec")), "-n", "3", sys.executable]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * PATIENCE + 20)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * PATIENCE + 20)]
 
 
 def run(command: list[str], where: Path, more: Mapping[str, str] | None = None) -> str:
@@ -104,6 +104,10 @@ def test_torch_ddp(tmp_path: Path) -> None:
     said = [run([*TORCHRUN, example("torch_ddp"), uri], tmp_path) for _ in range(2)]
     assert "saved up to step 6" in said[0]
     assert "goes on from step 6" in said[1]
+    whole = run([*TORCHRUN, example("torch_ddp"), f"{uri}-whole", "12"], tmp_path)
+    losses = [line for text in said for line in text.splitlines() if ": loss" in line]
+    assert losses == [line for line in whole.splitlines() if ": loss" in line]
+    assert len(losses) == 12
     with CheckpointStore(uri) as store:
         infos = store.list()
         assert [(info.step, info.world_size) for info in infos] == [(10, 2), (12, 2)]
