@@ -116,6 +116,8 @@ class AzureErrors:
     def _answered(self, error: HttpResponseError, doing: str, checked: bool) -> S3dlioError:
         status, code = error.status_code or 0, code_of(error)
         said = f"{doing}: {status} {code or _first_line(error)}".rstrip()
+        if status < 300:  # an error within a success, or the words of something in between
+            return StorageError(f"{said}: this is no answer of the service", transient=True)
         if code == "FilesystemNotFound" or (code.startswith("Container") and status in (404, 409, 410)):
             state = "does not exist" if "NotFound" in code else "is being deleted or disabled"
             return NotFoundError(
@@ -162,8 +164,8 @@ class AzureErrors:
                     "option endpoint_url"
                 )
             if isinstance(cause, ssl.SSLCertVerificationError):
-                return StorageError(
-                    f"{doing}: the certificate is not trusted ({reason}); the option verify takes a file of others"
+                return ConfigError(
+                    f"{doing}: the server's certificate is not trusted (option verify names another CA file): {reason}"
                 )
             if isinstance(cause, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
                 return ConfigError(f"{doing}: the option endpoint_url is no URL ({reason})")

@@ -39,6 +39,7 @@ def backend(az_container: Container, az_proxy: FaultProxy) -> Iterator[AzureBack
 
 
 ANSWERS: list[tuple[int, str, type[S3dlioError], bool, str]] = [
+    (202, "BlobAlreadyExists", StorageError, True, "202 BlobAlreadyExists: this is no answer of the service"),
     (400, "InvalidHeaderValue", StorageError, False, "400 InvalidHeaderValue"),
     (400, "InvalidBlobOrBlock", StorageError, False, "another tool"),
     (400, "Md5Mismatch", StorageError, True, "did not arrive as they were sent"),

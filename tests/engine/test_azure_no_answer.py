@@ -78,7 +78,7 @@ def name_error(number: int) -> Exception:
     [
         (wrapped(name_error(socket.EAI_NONAME)), StorageError, False, "account acc has no address"),
         (wrapped(name_error(socket.EAI_AGAIN)), StorageError, True, "no answer"),
-        (wrapped(ssl.SSLCertVerificationError("self-signed")), StorageError, False, "option verify"),
+        (wrapped(ssl.SSLCertVerificationError("self-signed")), ConfigError, False, "option verify"),
         (wrapped(OSError(errno.EPERM, "not permitted")), AccessDeniedError, False, "allows no connection"),
         (wrapped(OSError(errno.ENETUNREACH, "unreachable")), StorageError, True, "unreachable"),
         (ServiceRequestError("x", error=requests.exceptions.InvalidURL("x")), ConfigError, False, "endpoint_url"),
