@@ -18,7 +18,7 @@ from urllib.parse import parse_qs
 
 import requests
 import urllib3
-from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
+from azure.core.credentials import AccessToken, AzureNamedKeyCredential, AzureSasCredential
 from azure.core.pipeline.transport import RequestsTransport
 from azure.storage.blob import ContainerClient
 from requests.adapters import HTTPAdapter
@@ -28,7 +28,7 @@ from .azure_credentials import IDENTITY
 from .azure_errors import scrub
 from .azure_options import AzureOptions
 
-CONNECTIONS = 32
+CONNECTIONS = 128
 SEND_BLOCK = 128 << 10
 """Bytes a body is sent in: they stay in the cache, where 16 KiB, urllib3's own choice, cost twice the time."""
 RECEIVE_BLOCK = 1 << 20
@@ -179,16 +179,34 @@ def _credential(options: AzureOptions) -> tuple[Any, Any]:
         return AzureSasCredential(options.sas_token.value), None
     if options.anonymous:
         return None, None
-    try:
-        from azure.identity import DefaultAzureCredential
-    except ImportError as error:
-        raise DependencyError(
-            f"az:// without a key or token needs azure-identity, which is missing ({error}); install it with: "
-            "pip install 's3dlio[azure]', or give the option account_key, sas_token, connection_string or anonymous"
-        ) from error
-    with _applied(options.environment):
-        token = DefaultAzureCredential()
+    token = _Identity(options.environment)
     return token, token
+
+
+class _Identity:
+    """azure-identity's default credential, asked in the environment of the trainer: some of what it tries looks there
+    again for each token.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        try:
+            from azure.identity import DefaultAzureCredential
+        except ImportError as error:
+            raise DependencyError(
+                f"az:// without a key or token needs azure-identity, which is missing ({error}); install it with: "
+                "pip install 's3dlio[azure]', or give the option account_key, sas_token, connection_string or anonymous"
+            ) from error
+        self._environment = environment
+        with _applied(environment):
+            self._inner = DefaultAzureCredential()
+
+    def get_token(self, *scopes: str, **given: Any) -> AccessToken:
+        """What the SDK calls before a request, once it holds no token that lasts five more minutes."""
+        with _applied(self._environment):
+            return self._inner.get_token(*scopes, **given)
+
+    def close(self) -> None:
+        self._inner.close()
 
 
 @contextmanager

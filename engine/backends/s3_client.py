@@ -26,9 +26,11 @@ from ..errors import ConfigError
 from . import s3_errors
 from .s3_options import S3Options
 
-CONNECTIONS = 32
+CONNECTIONS = 128
 """Kept open to one store by one process; more than its lanes, so that none is closed to make room."""
 _AWS = (".amazonaws.com", ".amazonaws.com.cn")
+_RENEWED = 600
+"""Seconds before their end within which the SDK signs nothing with credentials that it could not renew."""
 
 # At debug level they tell whole requests and answers, with session tokens and the credentials that STS gives.
 _TALKATIVE = ("botocore.auth", "botocore.endpoint", "botocore.parsers")
@@ -42,7 +44,8 @@ def make(options: S3Options) -> Any:
         logging.getLogger(name).setLevel(logging.INFO)
     with _environment, _applied(options.environment):
         try:
-            client = _session(options).create_client(
+            session = _session(options)
+            client = session.create_client(
                 "s3",
                 region_name=options.region,
                 endpoint_url=options.endpoint_url,
@@ -50,12 +53,38 @@ def make(options: S3Options) -> Any:
                 config=_config(options),
                 **_keys(options),
             )
+            found = None if options.anonymous or options.access_key_id else session.get_credentials()
         except BotoCoreError as error:
             raise s3_errors.translate(error, f"s3://{options.bucket}") from error
         except ValueError as error:  # an endpoint from the environment or a profile that is no URL
             raise ConfigError(f"s3://{options.bucket}: the client cannot be made: {error}") from error
     client.meta.events.register_last("before-call.s3", _send_at_once)
+    if hasattr(found, "refresh_needed"):
+        client.meta.events.register("before-sign.s3", _Renewal(found, options.environment))
     return client
+
+
+class _Renewal:
+    """Renews credentials that end soon, in the environment of the trainer: some of their sources look there again.
+
+    As the SDK does by itself: at first one request tries, and the others go on; in the end all wait for that.
+    """
+
+    def __init__(self, credentials: Any, environment: Mapping[str, str]) -> None:
+        self._credentials = credentials
+        self._environment = environment
+        self._lock = threading.Lock()
+
+    def __call__(self, **_: object) -> None:
+        if not self._credentials.refresh_needed() or not self._lock.acquire(
+            blocking=self._credentials.refresh_needed(_RENEWED)
+        ):
+            return
+        try:
+            with _environment, _applied(self._environment):
+                self._credentials.get_frozen_credentials()
+        finally:
+            self._lock.release()
 
 
 def _send_at_once(params: dict[str, Any], **_: object) -> None:

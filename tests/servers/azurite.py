@@ -15,6 +15,7 @@ from pathlib import Path
 from azure.storage.blob import BlobServiceClient
 
 from . import process
+from .certificate import Certificate
 from .server import Server, Space, fresh_name
 
 ACCOUNT = "devstoreaccount1"
@@ -24,19 +25,22 @@ KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr
 
 @dataclass(frozen=True, slots=True)
 class AzureServer(Server):
-    """A running server of Azure Blob."""
+    """A running server of Azure Blob; ``authority``: the file by which the certificate of an https one is checked."""
 
     account: str = ACCOUNT
     account_key: str = field(default=KEY, repr=False)
+    authority: str | None = None
 
     @property
     def options(self) -> dict[str, str]:
-        return {"endpoint_url": self.endpoint, "account_key": self.account_key}
+        trusted = {"verify": self.authority} if self.authority else {}
+        return {"endpoint_url": self.endpoint, "account_key": self.account_key, **trusted}
 
     @contextmanager
     def client(self) -> Iterator[BlobServiceClient]:
         """A plain client, closed afterwards: for what a test prepares or compares, not what it tests."""
-        with BlobServiceClient(self.endpoint, credential=self.account_key) as client:
+        trusted = self.authority or True
+        with BlobServiceClient(self.endpoint, credential=self.account_key, connection_verify=trusted) as client:
             yield client
 
     def make_container(self, name: str | None = None) -> Container:
@@ -72,8 +76,11 @@ class Container(Space[AzureServer]):
 
 
 @contextmanager
-def running() -> Iterator[AzureServer]:
-    """A server on a free port of the loopback."""
+def running(certificate: Certificate | None = None) -> Iterator[AzureServer]:
+    """A server on a free port of the loopback; with a ``certificate`` it speaks https only, and takes tokens too.
+
+    It believes any signature of a token, and checks issuer, audience and times.
+    """
     main = process.installed("azurite/node_modules/azurite/dist/src/blob/main.js")
     node = shutil.which("node")
     if node is None:
@@ -82,7 +89,10 @@ def running() -> Iterator[AzureServer]:
     def command(host: str, port: int, folder: Path) -> list[str]:
         place = ["--blobHost", host, "--blobPort", str(port), "--location", str(folder / "data")]
         # The SDK speaks a newer version of the protocol than the emulator knows.
-        return [node, main, *place, "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
+        secure = ["--cert", certificate.chain, "--key", certificate.key, "--oauth", "basic"] if certificate else []
+        return [node, main, *place, *secure, "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
 
     with process.serving("azurite", command) as (endpoint, pid):
-        yield AzureServer("Azurite", f"{endpoint}/{ACCOUNT}", pid)
+        where = endpoint.replace("http:", "https:") if certificate else endpoint
+        authority = certificate.chain if certificate else None
+        yield AzureServer("Azurite", f"{where}/{ACCOUNT}", pid, authority=authority)
