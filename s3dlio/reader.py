@@ -91,7 +91,7 @@ class ShardReader:
         def fetch(memory: int) -> None:
             self._fetch(record, chunks, lambda chunk: Span(memory, chunk.raw_offset, chunk.raw_size), on_bytes)
 
-        self._ask_memory(record.key, size, self._buffers(chunks))
+        self.ask_memory(record.key, size, self._buffers(chunks))
         return self._land(size, fetch)
 
     def pieces(self, record: ShardRecord, index: ShardIndex, wanted: Iterable[Wanted]) -> None:
@@ -116,7 +116,7 @@ class ShardReader:
         if index is not None and not len(index.chunks):
             return 0
         chunks = self._chunks(record, index)
-        self._ask_memory(record.key, 0, self._buffers(chunks))
+        self.ask_memory(record.key, 0, self._buffers(chunks))
         self._fetch(record, chunks, lambda _: None, on_bytes)
         return sum(chunk.raw_size for chunk in chunks)
 
@@ -132,8 +132,17 @@ class ShardReader:
                 tasks.append(Fetch(self._location, key, start + at, length, "none", length, None, target))
             self._run(key, FetchJob(self._pool, tasks))
 
-        self._ask_memory(key, size, min(size, step * self._pool.width(self._location)))
+        self.ask_memory(key, size, min(size, step * self._pool.width(self._location)))
         return self._land(size, fetch)
+
+    def ask_memory(self, name: str, size: int, buffers: int = 0) -> None:
+        """``MemoryLimitError`` unless there are ``size`` bytes for what is read and ``buffers`` for the workers."""
+        taken = size + buffers
+        needed = taken + min(taken, _MARGIN)
+        room = self._pool.make_room(needed)
+        if needed > room:
+            instead = ", or load with names= or into=" if size else ""
+            raise MemoryLimitError(f"{name} needs {needed} bytes of memory, {room} are left: free memory{instead}")
 
     # parts of the above
 
@@ -148,7 +157,7 @@ class ShardReader:
             ]
             self._run(record.key, FetchJob(self._pool, tasks))
 
-        self._ask_memory(record.key, places[-1], self._buffers([chunk for chunk, _ in jobs]))
+        self.ask_memory(record.key, places[-1], self._buffers([chunk for chunk, _ in jobs]))
         landed = self._land(places[-1], fetch)
         base = buffer_address(memoryview(landed))
         for (chunk, takers), at in zip(jobs, places, strict=False):
@@ -200,15 +209,6 @@ class ShardReader:
         """Most bytes that the workers' own buffers hold: a chunk for each task, and another where it is encoded."""
         both = (chunk.raw_size + (chunk.stored_size if chunk.codec != "none" else 0) for chunk in chunks)
         return max(both, default=0) * min(self._pool.width(self._location), len(chunks))
-
-    def _ask_memory(self, name: str, size: int, buffers: int) -> None:
-        """``MemoryLimitError`` unless there are ``size`` bytes for what is read and ``buffers`` for the workers."""
-        taken = size + buffers
-        needed = taken + min(taken, _MARGIN)
-        room = self._pool.make_room(needed)
-        if needed > room:
-            instead = ", or load with names= or into=" if size else ""
-            raise MemoryLimitError(f"{name} needs {needed} bytes of memory, {room} are left: free memory{instead}")
 
     def _land(self, size: int, fetch: Callable[[int], None]) -> Payload:
         """New memory of ``size`` bytes, filled by ``fetch(number)``."""

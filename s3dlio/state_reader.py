@@ -153,7 +153,10 @@ class StateReader:
 
     def landed(self, leaves: Iterable[tuple[int, int]], size: int | None = None) -> mmap.mmap:
         """New memory of ``size`` bytes (default: of the whole table) with whole leaves at the offsets given."""
-        room = mmap.mmap(-1, max(self.table.total if size is None else size, 1))
+        size = max(self.table.total if size is None else size, 1)
+        self._reader.ask_memory(f"the state of {len(self._shards)} ranks", size)
+        # Private: what a forked child writes must not change the arrays of its parent.
+        room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         base = buffer_address(memoryview(room))
         self.fill((index, None, Landing(index, self.specs[index].nbytes, base + at)) for index, at in leaves)
         return room
