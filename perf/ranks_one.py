@@ -16,7 +16,8 @@ from itertools import chain
 from s3dlio.commit import commit
 from s3dlio.coordination.board import put_word
 from s3dlio.coordination.council import Council
-from s3dlio.coordination.verdict import DIGEST, Hello, decide, read_word
+from s3dlio.coordination.verdict import DIGEST, Hello, decide
+from s3dlio.coordination.words import read_word
 from s3dlio.engine.backends.memory import MemoryBackend
 from s3dlio.ids import IdClock
 from s3dlio.records import IndexRef, ShardRecord

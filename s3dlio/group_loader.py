@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from .coordination.boards import Seat
 from .coordination.council import name_ranks
-from .coordination.verdict import encode_error, read_word
+from .coordination.words import encode_error, read_word
 from .engine.errors import ConfigError, StorageError
 
 

@@ -16,13 +16,13 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
-from typing import Any
 
 from . import catalog
 from .commit import commit
 from .content import Draft
 from .coordination.boards import Seat
-from .coordination.verdict import Verdict, decide, encode_error, read_verdict, read_word
+from .coordination.verdict import Verdict, decide, read_verdict
+from .coordination.words import TOPICS, read_word, speak_error, topic_of
 from .engine.capture import Capture
 from .engine.errors import MemoryLimitError, S3dlioError
 from .engine.job import SaveJob
@@ -35,7 +35,6 @@ from .saving import Meta, Save
 from .writer import Shard, ShardWriter
 
 _SCRATCH = 4 << 20  # bytes of a state too large for the arena that are looked at in one piece
-_TOPICS = ("hello", "stored")
 
 
 class GroupSave:
@@ -160,7 +159,7 @@ class GroupSave:
     def _hear(self, topic: str) -> bytes:
         word = self._council.hear(topic, self._save.check)
         if word.startswith(b'{"error"'):
-            self._spoken = len(_TOPICS)  # rank 0 has given up, and asks no more
+            self._spoken = len(TOPICS)  # rank 0 has given up, and asks no more
         return word
 
     def _commit(self, record: ShardRecord, committed: Callable[[], None]) -> CheckpointInfo:
@@ -215,20 +214,3 @@ class GroupSave:
 
     def _on(self, number: int) -> str:
         return topic_of(self._topic, number)
-
-
-def topic_of(topic: str, number: int) -> str:
-    """The first or second topic of a save."""
-    return f"{topic}/{_TOPICS[number]}"
-
-
-def speak_error(council: Any, topic: str, spoken: int, error: BaseException, *, clean: bool = True) -> None:
-    """Say that this rank gives up, on the first topic on which it has not spoken; ``clean``: nothing is committed."""
-    if spoken == len(_TOPICS):
-        return
-    word = encode_error(error, clean=clean)
-    with contextlib.suppress(S3dlioError):  # the board is gone, and tells the others so
-        if council.presides:
-            council.announce(topic_of(topic, spoken), word)
-        else:
-            council.say(topic_of(topic, spoken), word)

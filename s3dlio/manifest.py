@@ -14,7 +14,7 @@ from typing import Any
 
 from . import fields
 from .engine.checksum import crc32c, format_crc32c
-from .engine.errors import ManifestError
+from .engine.errors import ConfigError, ManifestError
 from .ids import STEP_MAX, CheckpointId
 from .records import PLAIN_CODECS, ShardRecord
 from .strategy import RANKS_MAX
@@ -196,3 +196,16 @@ def _read_shards(value: Any, what: str, step: int, epoch: int, world_size: int, 
         for number, entry in enumerate(value)
     ]
     return check_world(shards, world_size, what) if status == COMPLETE else tuple(shards)
+
+
+def shard_of(manifest: Manifest, rank: int | None) -> ShardRecord:
+    """The record of ``rank``; ``ConfigError`` if there is none, or if none is named and there are several."""
+    if rank is None and manifest.world_size > 1:
+        raise ConfigError(
+            f"step {manifest.step} was saved by {manifest.world_size} ranks: pass rank= to load the shard of one"
+        )
+    wanted = 0 if rank is None else rank
+    for shard in manifest.shards:
+        if shard.rank == wanted:
+            return shard
+    raise ConfigError(f"rank {rank} is outside the world of {manifest.world_size} ranks of step {manifest.step}")

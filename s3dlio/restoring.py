@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from .engine.errors import ConfigError
-from .manifest import Manifest
+from .manifest import Manifest, shard_of
 from .reader import ShardReader
-from .state_reader import StateReader, open_shard, shard_of, state_of
+from .state_reader import StateReader, open_shard, state_of
 
 
 def load_whole(reader: ShardReader, manifest: Manifest, rank: int | None) -> Any:

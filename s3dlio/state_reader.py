@@ -19,7 +19,7 @@ from .engine.errors import ConfigError, ManifestError
 from .engine.source import buffer_address, move, view
 from .engine.threads import each
 from .index import ShardIndex
-from .manifest import Manifest
+from .manifest import Manifest, shard_of
 from .merging import Merged, Place, merge, of_one
 from .reader import ShardReader, Wanted
 from .records import ShardRecord
@@ -52,19 +52,6 @@ class OpenShard:
     record: ShardRecord
     index: ShardIndex | None
     table: Table | None
-
-
-def shard_of(manifest: Manifest, rank: int | None) -> ShardRecord:
-    """The record of ``rank``; ``ConfigError`` if there is none, or if none is named and there are several."""
-    if rank is None and manifest.world_size > 1:
-        raise ConfigError(
-            f"step {manifest.step} was saved by {manifest.world_size} ranks: pass rank= to load the shard of one"
-        )
-    wanted = 0 if rank is None else rank
-    for shard in manifest.shards:
-        if shard.rank == wanted:
-            return shard
-    raise ConfigError(f"rank {rank} is outside the world of {manifest.world_size} ranks of step {manifest.step}")
 
 
 def open_shard(reader: ShardReader, record: ShardRecord) -> OpenShard:

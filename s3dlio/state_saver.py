@@ -11,16 +11,19 @@ import threading
 import traceback
 from collections.abc import Callable
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from .commit import commit
 from .content import Draft, Pieces
 from .coordination.boards import Seat
 from .engine.actions import StoredObject
-from .group_saver import GroupSave
 from .handle import Handle
 from .info import CheckpointInfo
 from .saving import Finisher, Meta, Save, mark_finishing
 from .writer import Shard, ShardWriter
+
+if TYPE_CHECKING:
+    from .group_saver import GroupSave
 
 
 class Staging(Enum):
@@ -99,6 +102,8 @@ class StateSaver:
         self, draft: Draft, writer: ShardWriter, meta: Meta, staging: Staging, seat: Seat, topic: str
     ) -> Handle:
         """Start this rank's part of a save of all ranks; as ``begin``. ``topic``: where the ranks talk of it."""
+        from .group_saver import GroupSave  # with NumPy, which few programs that only import the store need
+
         save = Save(meta.id.name)
         save.committed.add_done_callback(lambda _: self._note_failure(save))
         self._finisher.take(save)

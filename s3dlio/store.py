@@ -14,8 +14,8 @@ from .commit import check_meta
 from .config import CheckpointConfig
 from .content import draft_of
 from .coordination.boards import Coordinator
+from .coordination.words import speak_error
 from .engine.errors import ConfigError, PoolClosedError
-from .group_saver import speak_error
 from .handle import Handle
 from .ids import check_step
 from .info import CheckpointInfo

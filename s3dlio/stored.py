@@ -16,11 +16,9 @@ from .coordination.boards import Coordinator
 from .engine.errors import ConfigError
 from .group_loader import agreed_id
 from .info import CheckpointInfo
-from .manifest import Manifest
+from .manifest import Manifest, shard_of
 from .open_store import OpenStore
 from .reader import OnBytes, ShardReader
-from .restoring import load_into, load_named, load_whole
-from .state_reader import shard_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +63,8 @@ class StoredCheckpoints(OpenStore):
         """
         if into is not None and names is not None:
             raise ConfigError("load takes into= or names=, not both")
+        from .restoring import load_into, load_named, load_whole  # with NumPy, which a store is opened without
+
         with self._open_agreed(step, id, coordinator) as (manifest, reader, own):
             wanted = own if rank is None else rank
             if into is not None:

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import errors
 from ..engine.errors import ConfigError, S3dlioError
 from ..tensors.box import Box, tiles
 from .council import name_ranks
+from .words import read_word
 
 Array = np.ndarray[Any, Any]
 
@@ -75,28 +75,6 @@ class Verdict:
     def elsewhere(self, rank: int) -> Iterable[int]:
         """Leaves of parts that another rank stores for this one."""
         return (leaf for ranks, leaves in self.storing if rank not in ranks for leaf in leaves)
-
-
-def encode_error(error: BaseException, *, clean: bool = True) -> bytes:
-    """The word of a rank that gives up; ``clean``: nothing can have been committed."""
-    kind = type(error).__name__ if isinstance(error, S3dlioError) else "S3dlioError"
-    text = str(error) if isinstance(error, S3dlioError) else f"{type(error).__name__}: {error}"
-    return json.dumps({"error": kind, "text": text, "clean": clean}).encode()
-
-
-def read_word(word: bytes) -> dict[str, Any]:
-    """The JSON of a word; raises the error that it holds."""
-    value: dict[str, Any] = json.loads(word.partition(b"\n")[0])
-    if "error" in value:
-        raise _error_of(value)
-    return value
-
-
-def _error_of(value: Mapping[str, Any]) -> S3dlioError:
-    cls = getattr(errors, str(value["error"]), None)
-    if not (isinstance(cls, type) and issubclass(cls, S3dlioError)):
-        cls = S3dlioError
-    return cls(value["text"])
 
 
 def read_hello(word: bytes) -> Hello:
@@ -190,7 +168,7 @@ class Tally:
         return Verdict(timestamp, differing, self._storing())
 
     def _storing(self) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
-        """Of each part that several have, one stores it: another one from leaf to leaf, so that all have as much."""
+        """Of each part that several have, one stores it: who has stored least so far of those that have the same."""
         if not self._leaves:
             return ()
         numbers, digests = np.stack(self._numbers, axis=1), np.stack(self._digests, axis=1)
@@ -200,6 +178,7 @@ class Tally:
                 elements[number] = _elements(kind)
         boxes_of = {number: [Box(*box) for box in boxes] for (_, boxes), number in self._kinds.items()}
         chosen: dict[tuple[int, ...], list[int]] = {}
+        loads: dict[bytes, list[int]] = {}  # by which ranks have the same: elements that the first of them store, ...
         for column, leaf in enumerate(self._leaves):
             there = np.flatnonzero(numbers[column] >= 0)
             kinds, first, which, counts = np.unique(
@@ -211,8 +190,11 @@ class Tally:
                 self._check_replicas(leaf, digests[column], there, there[first][which])
                 order = np.argsort(which, kind="stable")
                 starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
+                load = loads.setdefault(which.tobytes(), [0] * int(counts.max()))
+                turn = load.index(min(load))
+                load[turn] += math.prod(self._first.parts[leaf][0])
                 storing = sorted(
-                    self._ranks[there[order[start + leaf % count]]] for start, count in zip(starts, counts, strict=True)
+                    self._ranks[there[order[start + turn % count]]] for start, count in zip(starts, counts, strict=True)
                 )
                 chosen.setdefault(tuple(storing), []).append(leaf)
         return tuple((ranks, tuple(leaves)) for ranks, leaves in chosen.items())

@@ -19,12 +19,11 @@ from s3dlio.coordination.verdict import (
     Kind,
     Verdict,
     decide,
-    encode_error,
     owners,
     read_hello,
     read_verdict,
-    read_word,
 )
+from s3dlio.coordination.words import encode_error, read_word
 from s3dlio.engine.errors import (
     CancelledError,
     CheckpointNotFoundError,
@@ -173,6 +172,13 @@ class TestParts:
         for leaf in range(leaves):
             there = [rank for rank in range(shards * copies) if leaf not in set(found.elsewhere(rank))]
             assert sorted(rank % shards for rank in there) == list(range(shards))
+
+    def test_with_replicas_are_spread_by_their_size(self) -> None:
+        """A weight, its bias, a weight, its bias: by turns one replica would store all of the weights."""
+        parts = {leaf: rows(0, 2, 2, width) for leaf, width in enumerate([100, 1, 100, 1, 100, 1, 100, 1])}
+        found = verdict(hello([7] * 8, parts), hello([7] * 8, parts))
+        stored = [[parts[leaf][0][1] for leaf in set(range(8)) - set(found.elsewhere(rank))] for rank in range(2)]
+        assert abs(sum(stored[0]) - sum(stored[1])) <= 4
 
     def test_without_elements_are_nobodys(self) -> None:
         nothing: Kind = ((2, 6), (((2, 0), (0, 6)),))
