@@ -7,6 +7,7 @@ and two saves at once were seen to exchange each other's records. Made in the ca
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 from ..engine.errors import StorageError
 
 _PREFIX = "s3dlio/"
+_CONNECT = 30.0  # seconds
 _POLL = 0.002  # seconds until the second look
 _QUESTIONS = 20_000  # that all waiting ranks together put to the store in a second
 
@@ -28,41 +30,45 @@ class TorchBoard:
 
         self.rank: int = dist.get_rank()
         self.world_size: int = dist.get_world_size()
-        self._store: Any = distributed_c10d._get_default_store()  # kept: on rank 0 it may be what serves the others
-        self._idle: list[Any] = []
+        store: Any = distributed_c10d._get_default_store()
+        self._store = store  # kept: on rank 0 it may be what serves the others
+        self._first: Any = store.clone()
+        self._first.set_timeout(datetime.timedelta(seconds=_CONNECT))  # not the half hour of a process group
+        self._idle: list[Any] = [self._first]
+        self._lost = ""
         self._slowest = 0.05 + self.world_size / _QUESTIONS
         self._broken = dist.DistError
 
     @contextmanager
     def _connection(self) -> Iterator[Any]:
+        if self._lost:  # to connect anew to what has ended would wait until its time runs out
+            raise StorageError(self._lost)
         try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = self._store.clone()
-        yield connection
-        self._idle.append(connection)  # one that failed is not used again
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = self._first.clone()
+            yield connection
+        except self._broken as error:
+            self._lost = _told(error)
+            raise StorageError(self._lost) from error
+        self._idle.append(connection)
 
     def put(self, key: str, value: bytes) -> None:
-        try:
-            with self._connection() as connection:
-                connection.set(_PREFIX + key, value)
-        except self._broken as error:
-            raise _lost(error) from error
+        with self._connection() as connection:
+            connection.set(_PREFIX + key, value)
 
     def get(self, key: str, timeout: float) -> bytes | None:
         deadline = time.monotonic() + timeout
         pause = _POLL
-        try:
-            with self._connection() as connection:
-                while not connection.check([_PREFIX + key]):
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        return None
-                    time.sleep(min(pause, left))
-                    pause = min(self._slowest, pause * 1.5)
-                return bytes(connection.get(_PREFIX + key))
-        except self._broken as error:
-            raise _lost(error) from error
+        with self._connection() as connection:
+            while not connection.check([_PREFIX + key]):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return None
+                time.sleep(min(pause, left))
+                pause = min(self._slowest, pause * 1.5)
+            return bytes(connection.get(_PREFIX + key))
 
     def drop(self, key: str) -> None:
         try:
@@ -75,7 +81,6 @@ class TorchBoard:
         return
 
 
-def _lost(error: Exception) -> StorageError:
-    return StorageError(
-        f"the store of torch.distributed is gone ({str(error).splitlines()[0]:.200}): has rank 0 or the launcher ended?"
-    )
+def _told(error: Exception) -> str:
+    reason = str(error).splitlines()[0]
+    return f"the store of torch.distributed is gone ({reason:.200}): has rank 0 or the launcher ended?"
