@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -76,4 +77,14 @@ def test_wrong_credentials(bucket: Bucket, wrong: dict[str, object], told: str) 
         with pytest.raises(AccessDeniedError, match=told) as caught:
             call()
         assert not caught.value.transient
+    backend.close()
+
+
+def test_a_clock_that_is_wrong(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = datetime.now(timezone.utc)
+    for signer in ("botocore.auth", "botocore.crt.auth"):
+        monkeypatch.setattr(f"{signer}.get_current_datetime", lambda *_, **__: now - timedelta(hours=1))
+    backend = s3.open_location(s3_options.parse(f"{bucket.name}/late", bucket.options, {}))
+    with pytest.raises(AccessDeniedError, match=r"this machine's clock is wrong: set it \(NTP\)"):
+        list(backend.list())
     backend.close()

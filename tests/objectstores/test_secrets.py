@@ -130,10 +130,11 @@ def test_a_save_that_fails_shows_none(place: Place, logged: io.StringIO, how: st
     calls: list[Callable[[CheckpointStore], object]] = [
         lambda store: store.list(),
         lambda store: store.load(1),
-        lambda store: store.save(2, new()),
         lambda store: store.delete(1),
         lambda store: store.cleanup(),
     ]
+    if not isinstance(action, Truncate):  # most answers to a save's requests have no body to be cut
+        calls.append(lambda store: store.save(2, new()))
     errors = ""
     with place.open(options={**options, "retry_deadline": 0.05, "read_timeout": 0.3}) as store:
         store.save(1, old())
