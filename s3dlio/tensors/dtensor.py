@@ -67,11 +67,12 @@ def _strided(shape: tuple[int, ...], mesh: Any, placements: Any, coordinate: Any
 
     offsets, sizes = [0] * len(shape), list(shape)
     for dim in {placement.dim for placement in placements if not placement.is_replicate()}:
-        rows: Any = torch.arange(shape[dim])
+        rows: Any = torch.arange(shape[dim]).reshape((1,) * dim + (-1,))
         for axis, placement in enumerate(placements):
             if not placement.is_replicate() and placement.dim == dim:
                 shards, _ = placement._split_tensor(rows, mesh.size(axis), with_padding=False, contiguous=False)
                 rows = shards[coordinate[axis]]
+        rows = rows.reshape(-1)
         first = int(rows[0]) if len(rows) else 0
         if not torch.equal(rows, torch.arange(first, first + len(rows))):
             raise Refusal(f"its rows here do not lie next to each other ({placements}); redistribute it first")

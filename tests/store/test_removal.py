@@ -8,6 +8,7 @@ import pytest
 
 from s3dlio.catalog import list_ids, resolve_latest
 from s3dlio.commit import commit
+from s3dlio.coordination.store_board import COORDINATION
 from s3dlio.engine.contract import PROBE, UploadInfo
 from s3dlio.engine.errors import ConfigError, ManifestError, PreconditionError, StorageError
 from s3dlio.ids import CheckpointId
@@ -306,6 +307,31 @@ def test_what_asked_the_store_and_was_killed_is_a_leftover_by_its_age_alone(min_
     assert ([item.key for item in found.objects], [item.key for item in found.uploads]) == ([probe], [probe])
     assert remove_leftovers(control, found) == 2
     assert control.keys() == {item.key for item in control.open} == {f"other/{probe}"}
+
+
+@pytest.mark.parametrize(("min_age", "old"), [(0, 600), (60, 600), (3600, 3600)])
+def test_words_of_ranks_are_leftovers_by_their_age_alone(min_age: float, old: int) -> None:
+    """They belong to no save: nobody waits for one that is ten minutes old, and no checkpoint must be newer."""
+    control = FakeControl()
+    words = {f"{COORDINATION}run%201/ranks/save-0/hello/{who}" for who in ("1", "1/1", "all")}
+    for key in (*words, f"other/{COORDINATION}run/all", "coordination.txt"):
+        control.store(key, b"word")
+    assert find_leftovers(control, min_age=min_age, now=NOW + old - 1).objects == ()
+    found = find_leftovers(control, min_age=min_age, now=NOW + old)
+    assert {item.key for item in found.objects} == words
+    assert found.size == 12
+    assert remove_leftovers(control, found) == 3
+    assert control.keys() == {f"other/{COORDINATION}run/all", "coordination.txt"}
+
+
+def test_words_of_ranks_go_with_no_checkpoint(control: FakeControl) -> None:
+    """Removing what a step has, or all older ones, leaves the talk about saves that are under way."""
+    word = f"{COORDINATION}run/ranks/save-7/stored/1"
+    control.store(word, b"word")
+    delete(control, 3)
+    prune(control, 1)
+    assert word in control.objects
+    assert find_leftovers(control, now=NOW + 3600).objects == ()
 
 
 def test_requests_are_made_at_once(control: FakeControl) -> None:

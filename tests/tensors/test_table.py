@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3dlio.engine.errors import ConfigError, ManifestError, S3dlioError
-from s3dlio.tensors import parse_table, restore, restore_named, select
+from s3dlio.tensors import flatten, parse_table, plan_layout, restore, restore_named, select
+from s3dlio.tensors.box import Box, Part
+from s3dlio.tensors.table import ELSEWHERE
 from tests.tensors.shards import same, save
 
 STATE = {
@@ -85,6 +87,91 @@ HOSTILE: list[tuple[Any, str]] = [
 def test_hostile_tables_are_refused(raw: Any, message: str) -> None:
     with pytest.raises(ManifestError, match=message):
         parse_table(raw, TOTAL)
+
+
+SHARE = json.loads(json.dumps(plan_layout(
+    flatten({"mine": np.arange(4), "theirs": np.arange(3), "own": np.arange(2), "rows": np.ones((2, 3))}),
+    owners=[0, 1, None, None], left_out={1},
+).table))  # fmt: skip
+SHARE["parts"] = [[3, [4, 3], [[[2, 0], [2, 3]]]]]
+SHARE_TOTAL = max(SHARE["offsets"]) + 4096
+
+
+def shared(**changes: Any) -> Any:
+    return {**copy.deepcopy(SHARE), **changes}
+
+
+def boxed(*boxes: Any, shape: Any = (4, 3), leaf: Any = 3) -> Any:
+    return shared(parts=[[leaf, list(shape), [list(map(list, box)) for box in boxes]]])
+
+
+def test_a_share_says_who_has_what() -> None:
+    table = parse_table(SHARE, SHARE_TOTAL)
+    assert table.owners == [0, 1, None, None]
+    assert table.offsets[1] == ELSEWHERE
+    assert table.parts == {3: Part((4, 3), (Box((2, 0), (2, 3)),))}
+    assert (parse_table(RAW, TOTAL).owners, parse_table(RAW, TOTAL).parts) == (None, {})
+
+
+def test_a_part_may_lie_in_boxes_end_to_end_and_elsewhere() -> None:
+    specs = [["numpy", "int64", [4]], ["numpy", "int64", [3]], ["numpy", "int64", [2]], ["numpy", "float64", [6]]]
+    two = shared(specs=specs, parts=[[3, [4, 3], [[[0, 0], [1, 3]], [[3, 0], [1, 3]]]]])
+    assert parse_table(two, SHARE_TOTAL).parts[3].stored_shape == (6,)
+    replica = shared(offsets=[*SHARE["offsets"][:3], ELSEWHERE])
+    assert parse_table(replica, SHARE_TOTAL).offsets[3] == ELSEWHERE
+    nothing = shared(specs=[*specs[:3], ["numpy", "float64", [0]]], parts=[[3, [4, 3], []]])
+    assert parse_table(nothing, SHARE_TOTAL).parts[3] == Part((4, 3), ())
+
+
+def test_a_leaf_elsewhere_may_be_larger_than_the_shard() -> None:
+    specs = [
+        ["numpy", "int64", [4]],
+        ["numpy", "int64", [1 << 50]],
+        ["numpy", "int64", [2]],
+        ["numpy", "float64", [2, 3]],
+    ]
+    assert parse_table(shared(specs=specs), SHARE_TOTAL).specs[1].nbytes == 8 << 50
+    with pytest.raises(ManifestError, match=r"a leaf of .* bytes in a shard"):
+        parse_table(shared(specs=specs, offsets=[*SHARE["offsets"][:1], 64, *SHARE["offsets"][2:]]), SHARE_TOTAL)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (shared(owners=5), "owners is not a list of a rank or null"),
+        (shared(owners=[0, 1, None]), "owners is not a list of a rank or null"),
+        (shared(owners=[0, 1, None, -1]), "owners is not a list of a rank or null"),
+        (shared(owners=[0, 1, None, True]), "owners is not a list of a rank or null"),
+        (shared(owners=[0, 1, None, "0"]), "owners is not a list of a rank or null"),
+        (shared(owners=[0, None, None, None]), "no shard has the leaf theirs"),
+        ({key: value for key, value in SHARE.items() if key != "owners"}, "a leaf outside its shard"),
+        (shared(offsets=[-2, *SHARE["offsets"][1:]]), "a leaf outside its shard"),
+        (shared(parts=5), "parts is not a list of list"),
+        (shared(parts=[5]), "parts is not a list of list"),
+        (shared(parts=[[3, [4, 3]]]), "a part of a leaf that does not exist, or two of one"),
+        (shared(parts=[*SHARE["parts"], *SHARE["parts"]]), "a part of a leaf that does not exist, or two of one"),
+        (boxed(((2, 0), (2, 3)), leaf=4), "a part of a leaf that does not exist, or two of one"),
+        (boxed(((2, 0), (2, 3)), leaf=-1), "a part of a leaf that does not exist, or two of one"),
+        (boxed(((2, 0), (2, 3)), leaf=True), "a part of a leaf that does not exist, or two of one"),
+        (shared(parts=[[3, [4, 3], 5]]), "a malformed part"),
+        (shared(parts=[[3, [4, 3], [5]]]), "a malformed part"),
+        (shared(parts=[[3, [4, 3], [[[0, 0]]]]]), "a malformed part"),
+        (shared(parts=[[3, [4, 3], [[[0, 0], 5]]]]), "a malformed part"),
+        (boxed(((2, 0), (2, 3)), shape=(4, -3)), "a malformed part"),
+        (boxed(((2, 0), (2, 3)), shape=(4, HUGE)), "a malformed part"),
+        (boxed(((2, 0), (2, 3)), shape=(4, 3.0)), "a malformed part"),
+        (boxed(((-1, 0), (2, 3))), "a malformed part"),
+        (boxed(((2, 0), (2, True))), "a malformed part"),
+        (boxed(((3, 0), (2, 3))), "a part that does not fit its array or its leaf"),
+        (boxed(((2,), (2,))), "a part that does not fit its array or its leaf"),
+        (boxed(((2, 0), (2, 2))), "a part that does not fit its array or its leaf"),
+        (boxed(((0, 0), (2, 3)), ((2, 0), (2, 3))), "a part that does not fit its array or its leaf"),
+        (boxed(), "a part that does not fit its array or its leaf"),
+    ],
+)  # fmt: skip
+def test_hostile_shares_are_refused(raw: Any, message: str) -> None:
+    with pytest.raises(ManifestError, match=message):
+        parse_table(raw, SHARE_TOTAL)
 
 
 STRUCT: dict[str, Any] = {
