@@ -9,13 +9,16 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from s3dlio.coordination import store_board
 from s3dlio.coordination.boards import Seat, StoreCoordinator, seat_of
 from s3dlio.coordination.council import Council
 from s3dlio.coordination.store_board import COORDINATION, StoreBoard
 from s3dlio.engine.backends.memory import MemoryBackend, forget
+from s3dlio.engine.contract import ObjectInfo
 from s3dlio.engine.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,3 +117,40 @@ def test_what_is_no_coordinator_is_refused(backend: MemoryBackend, coordinator: 
 
 def test_a_process_of_its_own_needs_no_council(backend: MemoryBackend) -> None:
     assert seat_of("auto", "memory://coordination", lambda: backend, 1.0) is None
+
+
+def test_the_patience_is_that_of_the_store_that_asks(backend: MemoryBackend) -> None:
+    run = StoreCoordinator("patience", 0, 2)
+    for timeout in (5.0, 1.0):
+        seat = seat_of(run, "memory://coordination", lambda: backend, timeout)
+        assert seat is not None
+        assert seat.council.timeout == timeout
+
+
+def test_who_waits_looks_ever_more_seldom(backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look costs a request, and a council asks once a second whether its wait is still wanted."""
+    board = StoreBoard(backend, "run", 0, 2)
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(store_board, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    looks: list[float] = []
+    plain = backend.read
+
+    def read(key: str, *, limit: int) -> tuple[bytes, ObjectInfo]:
+        looks.append(now)
+        return plain(key, limit=limit)
+
+    monkeypatch.setattr(backend, "read", read)
+    for _ in range(60):
+        assert board.get("word", 1.0) is None
+    assert len([look for look in looks if look < 1]) > 5
+    assert len([look for look in looks if look > 50]) <= 3 * 10
+    board.put("word", b"said")
+    assert board.get("word", 1.0) == b"said"
+    before = len(looks)
+    assert board.get("next", 1.0) is None
+    assert len(looks) - before > 5, "another word is looked for eagerly"
