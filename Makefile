@@ -13,8 +13,11 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 demo: $(READY)
 	$(BIN)/s3dlio demo
 
+# The tests of the frameworks mostly wait for processes that import one; they run beside the others and are told last.
 test: $(READY) servers
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/frameworks > .cache/frameworks.log 2>&1 & frameworks=$$!; \
+	$(BIN)/python -m pytest --ignore tests/frameworks; others=$$?; \
+	wait $$frameworks; frameworks=$$?; cat .cache/frameworks.log; exit $$((others | frameworks))
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu

@@ -112,7 +112,7 @@ def test_the_death_has_a_save_before_and_a_save_after(every: int, intervals: int
 
 @pytest.mark.slow
 def test_the_whole_story_on_real_training_and_the_real_store(tmp_path: Path) -> None:
-    """When exactly the kill meets the save is up to the machine: it may even be committed by workers that live longer."""
+    """When exactly the kill meets the save is up to the machine: workers that live longer may even commit it."""
     with_store = partial(CheckpointStore, workers=1, memory=32 << 20)
     report = run(replace(TINY, uri=f"file://{tmp_path}"), open_store=with_store)
     assert report.well
