@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from typing import TypeVar
 
 from .engine.arena import SharedMemory
 from .engine.checksum import combine_all_crc32c, format_crc32c
@@ -99,7 +100,7 @@ class ShardReader:
         jobs = _by_chunk(index, sorted(wanted, key=lambda each: each.start))
         largest = max((chunk.raw_size for chunk, _ in jobs), default=0)
         if largest > self._pool.arena.slot_size:  # saved with larger chunks than this pool's: by way of landings
-            for batch in _batches(jobs, self._pool.arena.size):
+            for batch in batches(jobs, lambda job: job[0].raw_size, self._pool.arena.size):
                 self._land_pieces(record, batch)
             return
         fetch_through_slots(
@@ -263,20 +264,22 @@ class ShardReader:
             raise CorruptError(f"{self._location.uri}: {record.key} has {info.size} bytes instead of {record.size}")
 
 
+_T = TypeVar("_T")
 _Takers = list[tuple[Wanted, int, int]]
 _Jobs = list[tuple[Chunk, _Takers]]
 
 
-def _batches(jobs: _Jobs, size: int) -> Iterator[_Jobs]:
-    """``jobs`` in batches of at most ``size`` raw bytes, of at least one chunk each."""
-    batch: _Jobs = []
+def batches(items: Iterable[_T], nbytes: Callable[[_T], int], most: int) -> Iterator[list[_T]]:
+    """Items in batches of at most ``most`` bytes together, of at least one item each."""
+    batch: list[_T] = []
     held = 0
-    for job in jobs:
-        if batch and held + job[0].raw_size > size:
+    for item in items:
+        size = nbytes(item)
+        if batch and held + size > most:
             yield batch
             batch, held = [], 0
-        batch.append(job)
-        held += job[0].raw_size
+        batch.append(item)
+        held += size
     if batch:
         yield batch
 

@@ -21,7 +21,7 @@ from .engine.threads import each
 from .index import ShardIndex
 from .manifest import Manifest, shard_of
 from .merging import Merged, Place, merge, of_one
-from .reader import ShardReader, Wanted
+from .reader import ShardReader, Wanted, batches
 from .records import ShardRecord
 from .tensors import Table, parse_table, restore
 from .tensors.box import Box, byte_ranges, image_to_box, intersection
@@ -184,7 +184,7 @@ class StateReader:
             else:
                 direct += self._scattered(index, box, places, target)
         self._fetch(direct)
-        for batch in _batches(late):
+        for batch in batches(late, lambda item: item[2].nbytes, _BATCH):
             held = [(self.memory(index, box), target) for index, box, target in batch]
             self.read(read for read, _ in held)
             for read, target in held:
@@ -266,19 +266,6 @@ def _compact(specs: list[Spec]) -> tuple[list[int], int]:
         offsets.append(at)
         at += -(-spec.nbytes // ALIGNMENT) * ALIGNMENT
     return offsets, at
-
-
-def _batches(items: list[tuple[int, Box, Target]]) -> Iterator[list[tuple[int, Box, Target]]]:
-    batch: list[tuple[int, Box, Target]] = []
-    held = 0
-    for item in items:
-        if batch and held + item[2].nbytes > _BATCH:
-            yield batch
-            batch, held = [], 0
-        batch.append(item)
-        held += item[2].nbytes
-    if batch:
-        yield batch
 
 
 @contextmanager

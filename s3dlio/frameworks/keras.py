@@ -50,6 +50,8 @@ class S3dlioCheckpoint(keras.callbacks.Callback):
     of an epoch: one saved there is trained from its first batch again. A save that failed raises at the next batch, or
     with ``save_freq="epoch"`` at the end of the next epoch, and at the latest at the end of training, which waits for
     all. A ``fit`` that raises has no such end: ``close`` then.
+
+    Each process saves a checkpoint of its own: where several train one model alike, give the callback to one of them.
     """
 
     def __init__(

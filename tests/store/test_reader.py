@@ -29,7 +29,7 @@ from s3dlio.engine.errors import (
     StorageError,
 )
 from s3dlio.engine.messages import Fetch
-from s3dlio.reader import ShardReader, Wanted, _batches, copy_to_memory
+from s3dlio.reader import ShardReader, Wanted, batches, copy_to_memory
 from s3dlio.records import IndexRef, ShardRecord
 
 from .fake import make_id, make_record
@@ -324,14 +324,10 @@ def test_a_record_may_lie_about_its_index(store: CheckpointStore) -> None:
 @given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 100))
 @settings(max_examples=50)
 def test_batches_hold_what_fits(sizes: list[int], most: int) -> None:
-    class Sized:
-        def __init__(self, size: int) -> None:
-            self.raw_size = size
-
-    jobs: Any = [(Sized(size), []) for size in sizes]
-    batches = list(_batches(jobs, most))
-    assert [job for batch in batches for job in batch] == jobs
-    for batch in batches:
-        assert len(batch) == 1 or sum(chunk.raw_size for chunk, _ in batch) <= most
-    for one, other in itertools.pairwise(batches):
-        assert sum(chunk.raw_size for chunk, _ in one) + other[0][0].raw_size > most
+    items = list(enumerate(sizes))
+    found = list(batches(items, lambda item: item[1], most))
+    assert [item for batch in found for item in batch] == items
+    for batch in found:
+        assert len(batch) == 1 or sum(size for _, size in batch) <= most
+    for one, other in itertools.pairwise(found):
+        assert sum(size for _, size in one) + other[0][1] > most

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from ...engine.errors import ConfigError
+from ...reader import batches
 from ...state_reader import StateReader, open_state
 from ...store import CheckpointStore
 from ...tensors.dtypes import element, numpy_dtype
@@ -23,7 +24,7 @@ from .trees import stored_leaves, target_leaves
 _BATCH = 1 << 30  # bytes in host memory at a time, or one leaf: devices are filled while the host holds little
 
 
-def restore(store: CheckpointStore, target: Any = None, step: int | None = None) -> Any:
+def restore(store: CheckpointStore, target: Any = None, step: int | None = None, *, rank: int | None = None) -> Any:
     """The state of the newest checkpoint, or of ``step``'s newest save, as ``target`` wants it.
 
     ``target``: any pytree, of ``jax.ShapeDtypeStruct`` (with a ``sharding``, or for the default device), arrays of JAX
@@ -32,11 +33,13 @@ def restore(store: CheckpointStore, target: Any = None, step: int | None = None)
     and other nodes match by field or key, lists and tuples by position. Nothing is cast, dropped or left as it was:
     ``ConfigError`` lists all leaves that are missing, extra, of another shape or dtype, before anything is read.
 
+    ``rank``: whose own values, of a checkpoint of several ranks, as in ``CheckpointStore.load``.
+
     Without a target: the stored containers (other nodes than dicts, lists and tuples as dicts by field), with arrays of
     JAX whole on the default device and everything else as it was saved; ``store.load()`` gives them as NumPy arrays.
     """
     with store._open_agreed(step, None, "auto") as (manifest, reader, own):
-        state = open_state(manifest, reader, own)
+        state = open_state(manifest, reader, own if rank is None else rank)
         if target is None:
             return _whole(state)
         leaves, treedef = target_leaves(target)
@@ -58,20 +61,13 @@ def _read(state: StateReader, takes: list[tuple[int, Take]]) -> Iterator[tuple[i
 
 def _batches(takes: list[Take], specs: list[Spec]) -> Iterator[list[int]]:
     """Places of the target, in the order of the shard's bytes, which a chunk's neighbours share."""
+
+    def nbytes(place: int) -> int:
+        elements = sum(box.count for box in takes[place].boxes)
+        return elements and elements * element(specs[takes[place].index].dtype).size
+
     order = sorted(range(len(takes)), key=lambda place: _position(takes[place], specs))
-    batch: list[int] = []
-    held = 0
-    for place in order:
-        take = takes[place]
-        elements = sum(box.count for box in take.boxes)
-        size = elements and elements * element(specs[take.index].dtype).size
-        if batch and held + size > _BATCH:
-            yield batch
-            batch, held = [], 0
-        batch.append(place)
-        held += size
-    if batch:
-        yield batch
+    return batches(order, nbytes, _BATCH)
 
 
 def _position(take: Take, specs: list[Spec]) -> tuple[int, int]:
