@@ -58,6 +58,7 @@ def test_a_path_being_saved_again_keeps_what_it_had_until_the_commit(
     held = hold(2)
     path = tmp_path / "last.ckpt"
     io.save_checkpoint({"global_step": 1}, path)
+    io.load_checkpoint(path)
     io.save_checkpoint({"global_step": 2}, path)
     held.wait()
     assert [name.split("-")[1] for name in manifests(path)] == ["1"]
