@@ -13,11 +13,13 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 demo: $(READY)
 	$(BIN)/s3dlio demo
 
-# The tests of the frameworks mostly wait for processes that import one; they run beside the others and are told last.
+# These wait for processes and servers half of the time: they run beside the others, and are told last.
+BESIDE := tests/frameworks tests/objectstores tests/perf
+
 test: $(READY) servers
-	$(BIN)/python -m pytest tests/frameworks > .cache/frameworks.log 2>&1 & frameworks=$$!; \
-	$(BIN)/python -m pytest --ignore tests/frameworks; others=$$?; \
-	wait $$frameworks; frameworks=$$?; cat .cache/frameworks.log; exit $$((others | frameworks))
+	$(BIN)/python -m pytest $(BESIDE) > .cache/beside.log 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest $(BESIDE:%=--ignore=%); others=$$?; \
+	wait $$beside; beside=$$?; cat .cache/beside.log; exit $$((others | beside))
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
