@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import heapq
-import mmap
 import os
 import resource
 import threading
@@ -21,21 +20,12 @@ from collections.abc import Callable, Sequence
 
 from .errors import DeadlineError, MemoryLimitError
 from .memory import headroom
+from .pages import HugePages, give_back, map_shared, populate, unmap
 from .pins import Pins, Registrar
 
-_MADV_POPULATE_WRITE = 23  # Linux 5.14; older kernels answer EINVAL and the first copy faults the pages in
 # Kept free beyond what a slot takes, so that the process itself can go on living when a group is almost full.
 _MARGIN = 64 << 20
 
-_MADV_REMOVE = 9
-_MADV_DONTFORK = 10
-_MAP_FAILED = ctypes.c_void_p(-1).value
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-_libc.mmap.restype = ctypes.c_void_p
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _open_memories: weakref.WeakSet[SharedMemory] = weakref.WeakSet()
 
 
@@ -86,6 +76,7 @@ class Arena:
         self._room = room
         self._memory = SharedMemory("s3dlio-arena", self.slots * slot_size)
         self._address = self._map()
+        self._huge = HugePages()
         self._pins = Pins(self._address, slot_size)
         self._free = list(range(self.slots))
         self._grown = [False] * self.slots
@@ -96,16 +87,11 @@ class Arena:
         self._changed = threading.Condition(self._lock)
 
     def _map(self) -> int:
-        # Not a mmap object: that would keep a second descriptor open, which a forked child inherits, and in the child,
-        # where this mapping is a hole (MADV_DONTFORK), its collection would unmap whatever lies there by then.
-        prot, size = mmap.PROT_READ | mmap.PROT_WRITE, self._memory.size
-        address = _libc.mmap(None, size, prot, mmap.MAP_SHARED, self._memory.fd, 0)
-        if address == _MAP_FAILED:
-            reason = os.strerror(ctypes.get_errno())
+        try:
+            return map_shared(self._memory.fd, self._memory.size)
+        except OSError as error:
             self._memory.close()
-            raise MemoryLimitError(f"cannot map an arena of {size} bytes: {reason}")
-        _libc.madvise(address, size, _MADV_DONTFORK)
-        return int(address)
+            raise MemoryLimitError(f"cannot map an arena of {self._memory.size} bytes: {error.strerror}") from error
 
     @property
     def fd(self) -> int:
@@ -194,15 +180,16 @@ class Arena:
 
     def _grow(self, slot: int) -> bool:
         """Allocate and map a new slot with the GIL released; false where the kernel has no memory for it."""
-        if _libc.madvise(self.address(slot), self.slot_size, _MADV_POPULATE_WRITE) != 0:
-            code = ctypes.get_errno()
-            if code in (errno.ENOMEM, errno.EFAULT):
-                return False
-        self._grown[slot] = True
-        return True
+        self._huge.make(self.address(slot), self.slot_size)
+        return self._enter(slot)
 
-    def grow(self, nbytes: int, populate: Callable[[Sequence[int]], None]) -> int:
-        """Make the lowest slots warm for ``nbytes``: ``populate`` allocates them (in workers), then they are mapped.
+    def _enter(self, slot: int) -> bool:
+        """Map a slot, and allocate what is not there."""
+        self._grown[slot] = populate(self.address(slot), self.slot_size)
+        return self._grown[slot]
+
+    def grow(self, nbytes: int, allocate: Callable[[Sequence[int]], None]) -> int:
+        """Make the lowest slots warm for ``nbytes``: ``allocate`` makes them (in workers), then they are mapped.
 
         Stops where memory runs short; returns the bytes that are warm.
         """
@@ -215,9 +202,9 @@ class Arena:
             heapq.heapify(self._free)
             self._lent.update(cold)
         try:
-            populate(cold)
+            allocate(cold)
             for slot in cold:
-                self._grow(slot)
+                self._enter(slot)
         finally:
             self.release(cold)
         return sum(self._grown[:wanted]) * self.slot_size
@@ -241,7 +228,7 @@ class Arena:
         while given < nbytes:
             with self._lock:  # for each anew: 16 MiB take a millisecond, for which others may be waiting
                 warm = [slot for slot in self._free if self._grown[slot] and slot not in self._pins]
-                if not warm or _libc.madvise(self.address(max(warm)), self.slot_size, _MADV_REMOVE) != 0:
+                if not warm or not give_back(self.address(max(warm)), self.slot_size):
                     return given
                 self._grown[max(warm)] = False
             given += self.slot_size
@@ -272,7 +259,7 @@ class Arena:
         """Unmap and free; the caller has made sure that nobody holds a lease. Once more is harmless."""
         # What may be page-locked stays mapped: whatever lay at these addresses next would be taken for it.
         if self._memory.fd >= 0 and self._pins.release():
-            _libc.munmap(self._address, self._memory.size)
+            unmap(self._address, self._memory.size)
         self._memory.close()
 
     def forget(self) -> None:

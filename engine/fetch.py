@@ -16,6 +16,16 @@ from .pool import Pool
 from .threads import each, run_uninterrupted
 
 
+def in_turn(memories: Sequence[int | None]) -> list[int]:
+    """The order in which to send tasks that write to these memories: one of each in turn, for one writes at a time."""
+    seen: dict[int | None, int] = {}
+    rounds = []
+    for memory in memories:
+        seen[memory] = seen.get(memory, 0) + 1
+        rounds.append(seen[memory])
+    return sorted(range(len(memories)), key=rounds.__getitem__)
+
+
 class FetchJob:
     """A batch of ``Fetch`` tasks; ``future`` gives their CRC-32Cs in order, or the first error."""
 
@@ -32,8 +42,8 @@ class FetchJob:
         pool.supervisor.post(self._start)
 
     def _start(self) -> None:
-        for index, task in enumerate(self._tasks):
-            self._pool.supervisor.submit(self, index, task)
+        for index in in_turn([task.target.memory if task.target else None for task in self._tasks]):
+            self._pool.supervisor.submit(self, index, self._tasks[index])
         self._settle()
 
     def on_done(self, token: Hashable, value: object) -> None:

@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable, Iterator
 
 from . import codec
-from .backends import answers, open_backend, pace
-from .backends.pace import Pace, place_of, private
+from .attached import Memories
+from .backends import open_backend
+from .backends.pace import Pace, place_of
 from .checksum import crc32c
 from .contract import Backend, Location, PartReceipt
 from .errors import CorruptError, MemoryLimitError, S3dlioError
 from .messages import (
     ARENA,
-    PACE,
     Abort,
     Begin,
     Call,
@@ -34,7 +34,6 @@ from .messages import (
     Inflated,
     Populate,
     PutWhole,
-    Span,
     Stored,
     StorePart,
     Task,
@@ -45,46 +44,6 @@ _READ_BLOCK = 1 << 20
 _REREADS = 2
 
 _log = logging.getLogger("s3dlio.engine")
-
-
-class Memories:
-    """The shared memories of one worker, by number."""
-
-    def __init__(self) -> None:
-        self._maps: dict[int, tuple[int, memoryview]] = {}
-
-    def attach(self, number: int, fd: int, size: int) -> None:
-        view = memoryview(mmap.mmap(fd, size)) if size else memoryview(b"")
-        self._maps[number] = (fd, view)
-        if number == PACE:
-            answers.share(view[pace.SIZE :])
-
-    def detach(self, number: int) -> None:
-        fd, view = self._maps.pop(number)
-        owner = view.obj
-        view.release()
-        if isinstance(owner, mmap.mmap):
-            # A failed task's traceback may still hold views, if it is in a cycle: then collecting it unmaps the memory.
-            with contextlib.suppress(BufferError):
-                owner.close()
-        os.close(fd)
-
-    def view(self, span: Span) -> memoryview:
-        """The bytes of a span, writable."""
-        return self._maps[span.memory][1][span.offset : span.offset + span.length]
-
-    def write(self, span: Span, data: memoryview) -> None:
-        """Put ``data`` into a span through the memory's descriptor."""
-        done = 0
-        while done < span.length:
-            done += os.pwrite(self.fd(span.memory), data[done:], span.offset + done)
-
-    def fd(self, number: int) -> int:
-        return self._maps[number][0]
-
-    def pace(self) -> memoryview:
-        """What the workers of the pool share of their pace; this process's own where the pool gave none."""
-        return self._maps[PACE][1] if PACE in self._maps else private()
 
 
 class TaskRunner:
@@ -187,7 +146,8 @@ class TaskRunner:
 
     def _fetch_once(self, task: Fetch) -> int:
         # A landing's pages are new. Written through the descriptor they cost half the CPU time of faults on a mapping
-        # (0.45 to 0.92 s/GiB), the copy included: the kernel need not clear what is about to be overwritten.
+        # (0.45 to 0.92 s/GiB), the copy included: the kernel need not clear what is about to be overwritten. Huge pages
+        # are no better: 0.9 s/GiB, and 3 where free memory is in small pieces.
         in_place = task.target is not None and task.target.memory == ARENA
         target = self._memories.view(task.target) if task.target and in_place else self._buffer("raw", task.raw)
         stored = target if task.codec == "none" else self._buffer("stored", task.stored)
@@ -206,10 +166,16 @@ class TaskRunner:
         return crc
 
     def _buffer(self, name: str, length: int) -> memoryview:
-        """A lane's own buffer of at least ``length`` bytes, kept for its next task until the lane rests."""
+        """A lane's own buffer of at least ``length`` bytes, kept for its next task until the lane rests.
+
+        Of huge pages where the machine has them, and so not shared: 2 GiB came from a disk past its cache in 1.7 s
+        instead of 2.2, for 0.28 s of CPU time outside the kernel instead of 0.45.
+        """
         buffer: mmap.mmap | None = getattr(self._scratch, name, None)
         if buffer is None or len(buffer) < length:
-            buffer = mmap.mmap(-1, max(length, mmap.PAGESIZE))
+            buffer = mmap.mmap(-1, max(length, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with contextlib.suppress(OSError):  # a kernel without huge pages
+                buffer.madvise(mmap.MADV_HUGEPAGE)
             setattr(self._scratch, name, buffer)
         return memoryview(buffer)[:length]
 
@@ -236,7 +202,7 @@ class TaskRunner:
             yield block
 
     def _populate(self, task: Populate) -> None:
-        os.posix_fallocate(self._memories.fd(task.span.memory), task.span.offset, task.span.length)
+        self._memories.allocate(task.span)
 
     def _call(self, task: Call) -> object:
         if task.method == "limits":

@@ -15,6 +15,7 @@ import socket
 import threading
 import traceback
 
+from .attached import Memories
 from .channel import Channel, ChannelClosed
 from .messages import (
     Attach,
@@ -27,7 +28,7 @@ from .messages import (
     TaskMessage,
     failure_of,
 )
-from .tasks import Memories, TaskRunner
+from .tasks import TaskRunner
 
 _REST_AFTER = 1.0
 """Seconds without a task after which a lane gives its buffers back."""

@@ -8,7 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
-from .harness import GIB, Options, Report, say, show
+from .harness import GIB, Options, Report, say, title
 
 SIZES = {"scale": 16.0, "s3": 1.0, "azure": 1.0, "latency": 1.0}
 """GiB where ``--size`` is not given, if not 2."""
@@ -58,11 +58,13 @@ def main() -> None:
     folder = found.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     options = Options(int(found.size * GIB), found.repeat, folder, found.requests, found.peers)
+    print(title(found.name), flush=True)
     try:
         report: Report = importlib.import_module(f"{__package__}.{found.name}").run(options)
     finally:
         shutil.rmtree(folder / "data", ignore_errors=True)
-    print(show(report))
+    if report.notes:
+        print("", *report.notes, sep="\n")
     if found.json:
         found.json.write_text(json.dumps(report.as_json(), indent=1, default=str) + "\n")
         say(f"every sample: {found.json}")

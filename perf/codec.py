@@ -16,7 +16,7 @@ from pathlib import Path
 from s3dlio.engine import codec
 from s3dlio.engine.grouping import Runs
 
-from .harness import Case, Options, Report, Table, Timed, alternate, failures, say
+from .harness import Case, Options, Report, Table, Timed, alternate, say
 
 CHUNK = 16 << 20
 _WINDOW = 1.0  # seconds each measurement lasts at least
@@ -55,9 +55,8 @@ def run(options: Options) -> Report:
     columns = ("codec", "saved %", "encode GB/s", "decode GB/s", "two processes: encode ×", "decode ×")
     report = Report("codec", {"bytes": len(data), "repeat": options.repeat, "steps": sample.STEPS})
     title = f"a trained transformer's bf16 weights and fp32 moments, {len(data) / 1e6:.0f} MB, one core"
-    report.tables.append(Table(title, columns, rows))
-    report.samples["codec"] = results.as_json()
-    report.notes = failures({"codec": results})
+    report.add(Table(title, columns, rows))
+    report.take({"codec": results})
     return report
 
 

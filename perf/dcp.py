@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from . import limits, state
-from .harness import Case, Numbers, Options, Report, Results, Table, Timed, alternate, failures, gb_per_s, say, scaled
+from .harness import Case, Numbers, Options, Report, Results, Table, Timed, alternate, gb_per_s, say, scaled
 
 MIB = 1 << 20
 OURS, STOCK = "s3dlio", "torch"
@@ -112,7 +112,9 @@ def run(options: Options) -> Report:
     say("saves and stalls, two ranks")
     with Ranks(2, folder, options.size) as two:
         saves = alternate([_saving(two, who) for who in savers], options.repeat)
+        report.add(_speeds("save until durable, two ranks", saves, options.size))
         stalls = alternate([_background(two, name) for name in names], options.repeat)
+        report.add(_stalls(stalls))
         for who in savers:
             two.ask("save", who=who, step=0)
     limits.heat(limits.files(folder))
@@ -122,17 +124,11 @@ def run(options: Options) -> Report:
         for who in savers:
             three.ask("load", who=who, step=0)
             three.ask("check")
+    report.add(_speeds("load of two ranks' checkpoint by three, from the page cache", loads, options.size))
     say("memory, two ranks for each")
     peaks = alternate([Case(name, _peak(folder, options.size, name)) for name in names], 1, warm_up=False)
-    found = {"save": saves, "stall": stalls, "load": loads, "memory": peaks}
-    report.tables = [
-        _speeds("save until durable, two ranks", saves, options.size),
-        _speeds("load of two ranks' checkpoint by three, from the page cache", loads, options.size),
-        _stalls(stalls),
-        _memory(peaks),
-    ]
-    report.samples = {name: results.as_json() for name, results in found.items()}
-    report.notes += failures(found)
+    report.add(_memory(peaks))
+    report.take({"save": saves, "stall": stalls, "load": loads, "memory": peaks})
     return report
 
 

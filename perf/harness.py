@@ -64,13 +64,28 @@ class Table:
 
 @dataclass(slots=True)
 class Report:
-    """What a benchmark found: tables to read, samples to compute with."""
+    """What a benchmark found: tables to read, samples to compute with.
+
+    Tables are shown as they are added, so that a run that is cut short has not been for nothing.
+    """
 
     name: str
     options: dict[str, object]
     tables: list[Table] = field(default_factory=list)
     samples: dict[str, object] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def add(self, *tables: Table) -> None:
+        """Take in tables, and print them."""
+        for table in tables:
+            self.tables.append(table)
+            print("", table.title, *_columns(table), sep="\n", flush=True)
+
+    def take(self, found: Mapping[str, Results]) -> None:
+        """Keep what was measured, and a note of every case that failed."""
+        for part, results in found.items():
+            self.samples[part] = results.as_json()
+            self.notes += [f"{part}: {name} failed: {why}" for name, why in results.failures.items()]
 
     def as_json(self) -> dict[str, object]:
         """Everything, with the facts of the machine."""
@@ -155,13 +170,10 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def show(report: Report) -> str:
-    """The report's tables as text."""
+def title(name: str) -> str:
+    """What a benchmark's tables stand under: its name and the machine."""
     facts = machine.facts()
-    lines = [f"{report.name}: {facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']:.0f} GiB"]
-    for table in report.tables:
-        lines += ["", table.title, *_columns(table)]
-    return "\n".join([*lines, *([""] if report.notes else []), *report.notes])
+    return f"{name}: {facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']:.0f} GiB"
 
 
 def _columns(table: Table) -> Iterable[str]:
@@ -190,8 +202,3 @@ def gb_per_s(nbytes: int, seconds: float | None) -> float | None:
 def scaled(value: float | None, factor: float) -> float | None:
     """``value`` × ``factor`` where there is a value."""
     return None if value is None else value * factor
-
-
-def failures(results: Mapping[str, Results]) -> list[str]:
-    """Notes on cases that failed."""
-    return [f"{part}: {name} failed: {why}" for part, found in results.items() for name, why in found.failures.items()]

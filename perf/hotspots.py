@@ -146,7 +146,7 @@ def run(options: Options) -> Report:
     limits = f"{WRITES:,.0f} writes and {READS:,.0f} reads a second and partition"
     splitting = f"simulated; {limits}; a partition splits after {PATIENCE} overloaded seconds"
     case, counts = ("strategy", "ranks", "checkpoint"), ("503s", "requests", "partitions")
-    report.tables = [
+    report.add(
         Table(f"save, {splitting}", (*case, "shards, s", "commit, s", *counts), saves),
         Table(f"load, {splitting}", (*case, "s", *counts), loads),
         Table(
@@ -155,7 +155,7 @@ def run(options: Options) -> Report:
             ready,
         ),
         _commits(report),
-    ]
+    )
     report.notes = [
         f"Each rank: a shard of {PARTS} parts of 16 MiB and its index. s: until the last has ended; -: one gave up.",
         "A simulation under the assumptions of perf/prefix_store.py, not a measurement of S3.",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import loops, state
-from .harness import Case, Options, Report, Results, Table, Timed, alternate, failures, say, scaled
+from .harness import Case, Options, Report, Results, Table, Timed, alternate, say, scaled
 from .savers import Dcp, Ours, opened, roomy
 
 _ALONE = "no save"
@@ -53,13 +53,12 @@ def run(options: Options) -> Report:
         for name, make in LOOPS.items():
             say(f"{name} loop")
             found[name] = _loop(make(), savers, options.repeat)
-            report.tables.append(_table(name, found[name], nbytes))
+            report.add(_table(name, found[name], nbytes))
     finally:
         for saver in (ours, *peers):
             saver.clear()
             saver.close()
-    report.samples = {name: results.as_json() for name, results in found.items()}
-    report.notes += failures(found)
+    report.take(found)
     return report
 
 

@@ -56,7 +56,8 @@ def _far(report: Report, options: Options, tree: Any) -> None:
             objects.attempt(report, f"comparing what {name} gives back", ours.check)
         label = far.label
     found = {f"save, {label}": saves, f"load, {label}": loads}
-    objects.add(report, found, [_far_table(f"{objects.gib(nbytes)}, {label}", saves, loads, nbytes)])
+    report.add(_far_table(f"{objects.gib(nbytes)}, {label}", saves, loads, nbytes))
+    report.take(found)
 
 
 def _open(opened: ExitStack, sink: Sink, tree: Any, nbytes: int, connections: int) -> Ours:
@@ -102,7 +103,8 @@ def _codecs(report: Report, options: Options) -> None:
             say(name)
             results = _each_codec(sink, tree, nbytes, connections, options.repeat)
             title = f"save to durable, {objects.gib(nbytes)} of trained weights and moments, {name}, {sink.label}"
-            objects.add(report, {title: results}, [_codec_table(title, results, nbytes)])
+            report.add(_codec_table(title, results, nbytes))
+            report.take({title: results})
 
 
 def _each_codec(sink: Sink, tree: Any, nbytes: int, connections: int | None, repeat: int) -> Results:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import meter, state
-from .harness import Case, Options, Report, Results, Table, Timed, alternate, failures
+from .harness import Case, Options, Report, Results, Table, Timed, alternate
 from .savers import Dcp, Ours, Safetensors, Saver, TorchSave, open_store, touched
 
 MIB = 1 << 20
@@ -85,9 +85,8 @@ def run(options: Options) -> Report:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     report = Report("memory", {"bytes": options.size, "repeat": options.repeat})
-    report.tables.append(_table(names, results, options.size))
-    report.samples["memory"] = results.as_json()
-    report.notes = failures({"memory": results})
+    report.add(_table(names, results, options.size))
+    report.take({"memory": results})
     return report
 
 

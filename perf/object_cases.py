@@ -7,7 +7,7 @@ Owns the split of CPU time, the comparison of states and the form of the tables;
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psutil
@@ -111,14 +111,6 @@ def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
     return torch.equal(first.contiguous().view(-1).view(torch.uint8), second.contiguous().view(-1).view(torch.uint8))
-
-
-def add(report: Report, found: Mapping[str, Results], tables: Sequence[Table]) -> None:
-    """Put tables, samples and failures into a report."""
-    report.tables += tables
-    for title, results in found.items():
-        report.samples[title] = results.as_json()
-        report.notes += [f"{title}: {name} failed: {why}" for name, why in results.failures.items()]
 
 
 def gib(nbytes: int) -> str:

@@ -35,7 +35,8 @@ def run(report: Report, server: str, pid: int, nbytes: int, repeat: int, makers:
         f"{title}, {objects.gib(nbytes)}, {server}": results for title, results in (("save", saves), ("load", loads))
     }
     tables = [objects.peer_table(title, results, nbytes, names, server) for title, results in found.items()]
-    objects.add(report, found, tables)
+    report.add(*tables)
+    report.take(found)
 
 
 def _made(report: Report, makers: Sequence[Callable[[], Saver]]) -> list[Saver]:

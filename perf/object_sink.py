@@ -50,7 +50,8 @@ def _stored(report: Report, options: Options, scheme: str, tree: Any) -> None:
             found[title] = alternate(cases, options.repeat)
         objects.check_same(pair.ours.name, tree, target)
         tables = [pair.table(title, results, sink) for title, results in found.items()]
-        objects.add(report, {f"{title}, {sink.label}": results for title, results in found.items()}, tables)
+        report.add(*tables)
+        report.take({f"{title}, {sink.label}": results for title, results in found.items()})
         threads = ", ".join(f"{count} to {work}" for work, count in pair.loop.threads.items())
         report.notes.append(
             f"{sink.label}: the bare loop was fastest with so many threads in each process: {threads}; "
@@ -63,7 +64,8 @@ def _discarded(report: Report, options: Options, scheme: str, tree: Any) -> None
     with running_sink("discard") as sink, _Pair(sink, scheme, tree) as pair:
         pair.loop.tune(("save",))
         found = _saves(pair, sink, options.repeat)
-        objects.add(report, {f"save, {sink.label}": found}, [pair.table("save", found, sink)])
+        report.add(pair.table("save", found, sink))
+        report.take({f"save, {sink.label}": found})
 
 
 def _saves(pair: _Pair, sink: Sink, repeat: int) -> Results:

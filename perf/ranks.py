@@ -11,7 +11,7 @@ import subprocess
 import sys
 from functools import partial
 
-from .harness import Case, Options, Report, Results, Table, Timed, alternate, failures, say, scaled
+from .harness import Case, Options, Report, Results, Table, Timed, alternate, say, scaled
 
 RANKS = (1_024, 4_096, 16_384)
 TENSORS = 10_000_000
@@ -24,9 +24,8 @@ def run(options: Options) -> Report:
     """Measure every number of ranks."""
     report = Report("ranks", {"ranks": RANKS, "leaves": LEAVES, "repeat": options.repeat})
     results = alternate([Case(f"{ranks:,}", partial(_one, ranks)) for ranks in RANKS], options.repeat)
-    report.tables.append(_table(results))
-    report.samples["ranks"] = results.as_json()
-    report.notes += failures({"ranks": results})
+    report.add(_table(results))
+    report.take({"ranks": results})
     return report
 
 

@@ -40,7 +40,8 @@ def _memory(report: Report, options: Options, bucket: Any) -> None:
     def measure() -> None:
         size = MEMORY_TIMES * options.size
         table, results = object_memory.table(options, size, LOCALSTACK, f"{bucket.uri}/ours", bucket.options)
-        objects.add(report, {f"memory, {LOCALSTACK}": results}, [table])
+        report.add(table)
+        report.take({f"memory, {LOCALSTACK}": results})
 
     objects.attempt(report, "memory", measure)
 

@@ -15,7 +15,7 @@ from typing import Any
 from s3dlio.engine.memory import headroom
 
 from . import state
-from .harness import GIB, Case, Options, Report, Results, Table, alternate, failures, gb_per_s, say, scaled
+from .harness import GIB, Case, Options, Report, Results, Table, alternate, gb_per_s, say, scaled
 from .savers import Ours, Safetensors, Saver, TorchSave
 
 COUNTS = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
@@ -31,14 +31,12 @@ def run(options: Options) -> Report:
     report = Report("scale", {"bytes": options.size, "repeat": options.repeat})
     sizes, report.notes = fitting(options.size, headroom())
     found = {f"{size / GIB:g} GiB": _bytes(options, size) for size in sizes}
-    report.tables.append(_bytes_table(found))
+    report.add(_bytes_table(found))
     counts = {f"{count:,}": _tensors(options, state.many(count), Safetensors) for count in COUNTS}
-    report.tables.append(_tensors_table("tensors of 1 KiB", counts, list(COUNTS), Safetensors.name, options.peers))
+    report.add(_tensors_table("tensors of 1 KiB", counts, list(COUNTS), Safetensors.name, options.peers))
     mixed = {f"{MIXED:,}": _tensors(options, state.mixed(MIXED), TorchSave)}
-    report.tables.append(_tensors_table("leaves of many kinds", mixed, [MIXED], TorchSave.name, options.peers))
-    for name, results in {**found, **counts, "mixed": mixed[f"{MIXED:,}"]}.items():
-        report.samples[name] = results.as_json()
-        report.notes += failures({name: results})
+    report.add(_tensors_table("leaves of many kinds", mixed, [MIXED], TorchSave.name, options.peers))
+    report.take({**found, **counts, "mixed": mixed[f"{MIXED:,}"]})
     return report
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from . import limits, state
-from .harness import Case, Options, Report, Results, Table, alternate, failures, gb_per_s, say, scaled
+from .harness import Case, Options, Report, Results, Table, alternate, gb_per_s, say, scaled
 from .savers import Dcp, Ours, emptied, opened, roomy
 
 LEAVES = (10, 100, 1_000, 10_000)
@@ -30,12 +30,11 @@ def run(options: Options) -> Report:
     report = Report("stall", {"bytes": nbytes, "repeat": options.repeat})
     say("one state")
     whole = _whole(options, tree, nbytes, report)
+    report.add(_whole_table(whole, nbytes))
     say("by leaves")
     leaves = _leaves(options)
-    found = {"stall": whole, "leaves": leaves}
-    report.tables = [_whole_table(whole, nbytes), _leaves_table(leaves)]
-    report.samples = {name: results.as_json() for name, results in found.items()}
-    report.notes += failures(found)
+    report.add(_leaves_table(leaves))
+    report.take({"stall": whole, "leaves": leaves})
     return report
 
 

@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from . import limits, state
-from .harness import Case, Options, Report, Results, Table, alternate, failures, gb_per_s, say, scaled
+from .harness import Case, Options, Report, Results, Table, alternate, gb_per_s, say, scaled
 from .savers import Dcp, Ours, Plain, Safetensors, Saver, TorchSave, Wheel, opened, roomy
 
+_PAST = ", past the cache"
 _COLUMNS = ("case", "GB/s", "of the first", "CPU s/GB", "seconds")
 
 
@@ -24,24 +25,26 @@ def run(options: Options) -> Report:
     state.warm_machine(3 * nbytes)
     report = Report("throughput", {"bytes": nbytes, "repeat": options.repeat, "requests": options.requests})
     savers, report.notes = opened(_makers(options, tree, nbytes))
-    found: dict[str, Results] = {}
+
+    def show(title: str, results: Results) -> None:
+        report.add(_table(title, results, nbytes))
+        report.take({title: results})
+
     try:
         say("saves")
-        found["save to durable"] = alternate([_save(s) for s in savers], options.repeat)
-        savers = [s for s in savers if s.name not in found["save to durable"].failures]
+        saves = alternate([_save(s) for s in savers], options.repeat)
+        show("save to durable", saves)
+        savers = [s for s in savers if s.name not in saves.failures]
         for saver in savers:
             saver.save()
         say("cold loads")
-        found["load, cold"] = alternate([_load(s, limits.cool) for s in savers], options.repeat)
+        show("load, cold", _loads(savers, tree, options.repeat, cold=True))
         say("warm loads")
-        found["load, warm"] = _warm(savers, tree, options.repeat)
+        show("load, warm", _loads(savers, tree, options.repeat, cold=False))
     finally:
         for saver in savers:
             saver.clear()
             saver.close()
-    report.tables = [_table(name, results, nbytes) for name, results in found.items()]
-    report.samples = {name: results.as_json() for name, results in found.items()}
-    report.notes += failures(found)
     return report
 
 
@@ -73,37 +76,31 @@ def _save(saver: Saver) -> Case:
     return Case(saver.name, saver.save, before)
 
 
-def _load(saver: Saver, before: Callable[[list[Path]], None]) -> Case:
-    return Case(saver.name, saver.load, lambda: before(limits.files(saver.folder)))
+def _loads(savers: list[Saver], tree: object, repeat: int, *, cold: bool) -> Results:
+    """Loads of files that are in no cache, or of those in the page cache: what reads past it is left out there."""
 
+    def case(name: str, files: Path, load: Callable[[], object]) -> Case:
+        before = limits.cool if cold else limits.heat
+        return Case(name, load, lambda: before(limits.files(files)))
 
-def _warm(savers: list[Saver], tree: object, repeat: int) -> Results:
-    """Loads from the page cache; what reads with O_DIRECT has none and is left out."""
-    plain = next((s for s in savers if isinstance(s, Plain)), None)
     cases: list[Case] = []
     loop = None
+    plain = next((s for s in savers if isinstance(s, Plain)), None)
     if plain:
-        loop = limits.WarmLoop(plain.file.path)
-        cases.append(
-            Case("bare loop of 2: read, CRC-32C, new memory", loop.read, lambda: limits.heat([plain.file.path]))
-        )
+        loop = limits.Loop(plain.file.path, direct=cold)
+        cases.append(case(f"bare loop of 2: read, CRC-32C, new memory{_PAST if cold else ''}", plain.folder, loop.read))
     for saver in savers:
-        if isinstance(saver, Plain) or saver.name.startswith("s3dlio direct"):
+        if not cold and (isinstance(saver, Plain) or saver.name.startswith("s3dlio direct")):
             continue
-        cases.append(_load(saver, limits.heat))
+        cases.append(case(saver.name, saver.folder, saver.load))
         if isinstance(saver, Ours):
-            target = state.empty_like(tree)
-            heat = partial(_heat, saver)
-            cases.append(Case(f"{saver.name}, into= existing tensors", partial(saver.load_into, target), heat))
+            load_into = partial(saver.load_into, state.empty_like(tree))
+            cases.append(case(f"{saver.name}, into= existing tensors", saver.folder, load_into))
     try:
         return alternate(cases, repeat)
     finally:
         if loop:
             loop.close()
-
-
-def _heat(saver: Saver) -> None:
-    limits.heat(limits.files(saver.folder))
 
 
 def _table(title: str, results: Results, nbytes: int) -> Table:

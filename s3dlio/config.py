@@ -90,6 +90,11 @@ class CheckpointConfig:
         if type(self.rank_timeout) not in (int, float) or not 0 < self.rank_timeout < float("inf"):
             raise ConfigError(f"rank_timeout must be seconds above 0, not {self.rank_timeout!r}")
 
+    @classmethod
+    def of(cls, **options: Any) -> CheckpointConfig:
+        """The options that are given: ``None`` stands for the default."""
+        return cls(**{name: value for name, value in options.items() if value is not None})
+
     @property
     def codec(self) -> str:
         return self.compression or "none"

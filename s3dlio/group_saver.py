@@ -74,9 +74,7 @@ class GroupSave:
         source = self._content.source
         scratch = ctypes.create_string_buffer(_SCRATCH)
         read = read_source(source, memoryview(scratch).cast("B"), ctypes.addressof(scratch))
-        verdict = self._agree(read, contextlib.nullcontext())
-        agreed = self._content.agreed(verdict, self._council.rank, self._council.world_size)
-        shard = self._shard(agreed)
+        agreed, shard = self._settle(read, contextlib.nullcontext())
         job = self._writer.start(shard, agreed.content.source.total, agreed.content.runs)
         self._begun = shard, job, agreed
         self._content = self._content.bare()
@@ -112,26 +110,24 @@ class GroupSave:
     def _begin_captured(self) -> tuple[Shard, SaveJob, Agreed]:
         capture = self._capture
         if capture is None:
-            verdict = self._agree(lambda _start, _stop: (), contextlib.nullcontext())
-        else:
-            verdict = self._agree(capture.read, capture.pool.in_use())
-        agreed = self._content.agreed(verdict, self._council.rank, self._council.world_size)
-        shard = self._shard(agreed)
-        content = agreed.content
-        if capture is None:
+            agreed, shard = self._settle(lambda _start, _stop: (), contextlib.nullcontext())
             job = self._writer.start(shard, 0)
-            self._save.stage(job, content.source, quiet=False)
+            self._save.stage(job, agreed.content.source, quiet=False)
             return shard, job, agreed
+        agreed, shard = self._settle(capture.read, capture.pool.in_use())
+        content = agreed.content
         capture.squeeze(agreed.moves, agreed.head, content.source.total)
         captured = self._writer.start_captured(shard, capture, content.runs)
         self._save.follow(captured)
         captured.hand_over()
         return shard, captured, agreed
 
-    def _shard(self, agreed: Agreed) -> Shard:
-        meta = self._meta
-        empty = not agreed.content.source.total
-        return self._writer.shard(meta.id, self._council.rank, meta.epoch, empty=empty, label=meta.label)
+    def _settle(self, read: Read, reading: AbstractContextManager[None]) -> tuple[Agreed, Shard]:
+        """What this rank stores, and as which shard."""
+        verdict = self._agree(read, reading)
+        agreed = self._content.agreed(verdict, self._council.rank, self._council.world_size)
+        meta, empty = self._meta, not agreed.content.source.total
+        return agreed, self._writer.shard(meta.id, self._council.rank, meta.epoch, empty=empty, label=meta.label)
 
     def _agree(self, read: Read, reading: AbstractContextManager[None]) -> Verdict:
         """Say what this rank has, and hear who stores what; the save has its id then."""

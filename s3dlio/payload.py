@@ -7,12 +7,15 @@ changes this process's copy only, never what a forked child or a later load sees
 from __future__ import annotations
 
 import builtins
-import errno
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .engine.errors import MemoryLimitError
+from .engine.pages import lay_over
+from .engine.source import buffer_address
+
+_MAP_NORESERVE = 0x4000
 
 
 class Payload(mmap.mmap):
@@ -21,15 +24,24 @@ class Payload(mmap.mmap):
     Views (``memoryview``, NumPy and torch arrays) keep it alive. It is writable; writes stay in this process.
     """
 
-    def __new__(cls, fd: int, size: int) -> Payload:
-        """Map ``size`` (> 0) bytes of a memory; the descriptor may be closed afterwards: the mapping has its own."""
+    def __new__(cls, files: Sequence[tuple[int, int]]) -> Payload:
+        """Map memory files, (descriptor, bytes) each, one behind another; the descriptors may be closed afterwards.
+
+        All but the last are of whole pages. ``MemoryLimitError`` if they cannot be mapped.
+        """
+        size = sum(nbytes for _, nbytes in files)
         try:
-            return super().__new__(cls, fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+            # Room for all, which a mmap object then owns; it takes no memory, and nothing of what the kernel promises.
+            self = super().__new__(cls, -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+            address = buffer_address(builtins.memoryview(self))
+            for fd, nbytes in files:
+                lay_over(address, fd, nbytes)
+                address += nbytes
         except OSError as error:
-            advice = "raise the limit of open files (ulimit -n)" if error.errno == errno.EMFILE else "free memory"
             raise MemoryLimitError(
-                f"cannot map {size} loaded bytes: {error}; {advice}, or let go of what was loaded before"
+                f"cannot map {size} loaded bytes: {error}; free memory, or let go of what was loaded before"
             ) from error
+        return self
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, (bytes, bytearray, memoryview, mmap.mmap)):

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from typing import TypeVar
 
-from .engine.arena import SharedMemory
 from .engine.checksum import combine_all_crc32c, format_crc32c
 from .engine.contract import Location
 from .engine.errors import CancelledError, CorruptError, MemoryLimitError, S3dlioError, StorageError
 from .engine.fetch import FetchJob, fetch_through_slots
+from .engine.landing import Landing
 from .engine.messages import Fetch, Inflate, Inflated, Span
 from .engine.plan import MIB
 from .engine.pool import Pool
@@ -89,11 +88,10 @@ class ShardReader:
             return self._check_empty(record)
         chunks = self._chunks(record, index)
 
-        def fetch(memory: int) -> None:
-            self._fetch(record, chunks, lambda chunk: Span(memory, chunk.raw_offset, chunk.raw_size), on_bytes)
-
         self.ask_memory(record.key, size, self._buffers(chunks))
-        return self._land(size, fetch)
+        with Landing(self._pool, [chunk.raw_offset for chunk in chunks], size) as landing:
+            self._fetch(record, chunks, lambda chunk: landing.span(chunk.raw_offset, chunk.raw_size), on_bytes)
+            return Payload(landing.files)
 
     def pieces(self, record: ShardRecord, index: ShardIndex, wanted: Iterable[Wanted]) -> None:
         """Read the chunks that hold the wanted bytes, each once, and hand the bytes over."""
@@ -124,17 +122,16 @@ class ShardReader:
     def stored(self, key: str, start: int, size: int) -> Payload:
         """``size`` (> 0) bytes of any object from ``start`` in new memory, as they are stored and unverified."""
         step = self._pool.arena.slot_size
-
-        def fetch(memory: int) -> None:
+        self.ask_memory(key, size, min(size, step * self._pool.width(self._location)))
+        places = range(0, size, step)
+        with Landing(self._pool, places, size) as landing:
             tasks = []
-            for at in range(0, size, step):
+            for at in places:
                 length = min(step, size - at)
-                target = Span(memory, at, length)
+                target = landing.span(at, length)
                 tasks.append(Fetch(self._location, key, start + at, length, "none", length, None, target))
             self._run(key, FetchJob(self._pool, tasks))
-
-        self.ask_memory(key, size, min(size, step * self._pool.width(self._location)))
-        return self._land(size, fetch)
+            return Payload(landing.files)
 
     def ask_memory(self, name: str, size: int, buffers: int = 0) -> None:
         """``MemoryLimitError`` unless there are ``size`` bytes for what is read and ``buffers`` for the workers."""
@@ -150,16 +147,14 @@ class ShardReader:
     def _land_pieces(self, record: ShardRecord, jobs: _Jobs) -> None:
         """Bring chunks into new memory, end to end, and hand them over."""
         places = list(accumulate((chunk.raw_size for chunk, _ in jobs), initial=0))
-
-        def fetch(memory: int) -> None:
+        self.ask_memory(record.key, places[-1], self._buffers([chunk for chunk, _ in jobs]))
+        with Landing(self._pool, places[:-1], places[-1]) as landing:
             tasks = [
-                self._task(record, chunk, Span(memory, at, chunk.raw_size))
+                self._task(record, chunk, landing.span(at, chunk.raw_size))
                 for (chunk, _), at in zip(jobs, places, strict=False)
             ]
             self._run(record.key, FetchJob(self._pool, tasks))
-
-        self.ask_memory(record.key, places[-1], self._buffers([chunk for chunk, _ in jobs]))
-        landed = self._land(places[-1], fetch)
+            landed = Payload(landing.files)
         base = buffer_address(memoryview(landed))
         for (chunk, takers), at in zip(jobs, places, strict=False):
             _hand_over(chunk, takers, base + at)
@@ -211,32 +206,13 @@ class ShardReader:
         both = (chunk.raw_size + (chunk.stored_size if chunk.codec != "none" else 0) for chunk in chunks)
         return max(both, default=0) * min(self._pool.width(self._location), len(chunks))
 
-    def _land(self, size: int, fetch: Callable[[int], None]) -> Payload:
-        """New memory of ``size`` bytes, filled by ``fetch(number)``."""
-        with self._memory(size) as (memory, number):
-            fetch(number)
-            return Payload(memory.fd, size)
-
-    @contextmanager
-    def _memory(self, size: int) -> Iterator[tuple[SharedMemory, int]]:
-        """New memory that the workers know by its number; mappings of it outlive this."""
-        memory = SharedMemory("s3dlio-load", size)
-        try:
-            number = self._pool.attach(memory)
-        except BaseException:
-            memory.close()
-            raise
-        try:
-            yield memory, number
-        finally:
-            self._pool.detach(number, memory)
-
     def _inflate(self, record: ShardRecord) -> AnyPayload:
         """A zstd stream without an index: its decoded size is known only once it is decoded."""
-        with self._memory(0) as (memory, number):
+        with Landing(self._pool, [0], 0) as landing:
             room = self._pool.make_room(record.size)
             limit = room - min(room // 2, _MARGIN)
-            future = self._pool.run(Inflate(self._location, record.key, record.size, number, limit))
+            memory = landing.span(0, 0).memory
+            future = self._pool.run(Inflate(self._location, record.key, record.size, memory, limit))
             try:
                 result = future.result()
             except BaseException:
@@ -244,7 +220,8 @@ class ShardReader:
                 raise
             assert isinstance(result, Inflated)
             self._check_checksum(record, result.crc)
-            return Payload(memory.fd, result.raw) if result.raw else EmptyPayload()
+            ((fd, _),) = landing.files
+            return Payload([(fd, result.raw)]) if result.raw else EmptyPayload()
 
     def _check_checksum(self, record: ShardRecord, crc: int) -> None:
         found = format_crc32c(crc)

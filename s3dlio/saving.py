@@ -95,6 +95,11 @@ class Save:
                 raise self._reason()
             self.durable.set_result(record)
 
+    @property
+    def is_durable(self) -> bool:
+        """Whether every byte was stored before it was cancelled or failed."""
+        return self.durable.done() and self.durable.exception() is None
+
     def wait(self, timeout: float | None) -> bool:
         """Whether it has ended within ``timeout`` seconds."""
         try:
@@ -197,7 +202,7 @@ class Finisher:
                 info = once.pop()(job.future.result())
             except Exception as error:  # noqa: BLE001 - whatever it is, the handle raises it, and waiters must not hang
                 traceback.clear_frames(error.__traceback__)
-                if not save.durable.done():  # afterwards a manifest may name the shard, whatever the commit heard
+                if not save.is_durable:  # afterwards a manifest may name the shard, whatever the commit heard
                     discard()
                 self.fail(save, error)
             else:

@@ -50,18 +50,23 @@ class StateSaver:
         """Saves that have not ended."""
         return self._finisher.pending()
 
-    def begin(self, draft: Draft, writer: ShardWriter, meta: Meta, staging: Staging) -> Handle:
-        """Start a save; it is staged when this returns, unless it is deferred. Raises what staging raises."""
+    def _take(self, meta: Meta) -> Save:
+        """A new save, whose failure is not forgotten if nobody asks for it."""
         save = Save(meta.id.name)
         save.committed.add_done_callback(lambda _: self._note_failure(save))
         self._finisher.take(save)
+        return save
+
+    def begin(self, draft: Draft, writer: ShardWriter, meta: Meta, staging: Staging) -> Handle:
+        """Start a save; it is staged when this returns, unless it is deferred. Raises what staging raises."""
+        save = self._take(meta)
         try:
             if staging is Staging.DEFERRED:
                 self._defer(save, draft, writer, meta)
             else:
                 self.store(save, draft, writer, meta, quiet=staging is Staging.QUIET)
         except BaseException as error:
-            save.asked = True
+            save.cancel()  # after a Ctrl-C between the last byte and this line its job would go on
             self._finisher.fail(save, error)
             raise
         return Handle(save)
@@ -104,9 +109,7 @@ class StateSaver:
         """Start this rank's part of a save of all ranks; as ``begin``. ``topic``: where the ranks talk of it."""
         from .group_saver import GroupSave  # with NumPy, which few programs that only import the store need
 
-        save = Save(meta.id.name)
-        save.committed.add_done_callback(lambda _: self._note_failure(save))
-        self._finisher.take(save)
+        save = self._take(meta)
         group = GroupSave(save, draft, writer, meta, seat, topic)
         # Ranks that each hold memory for another one of two saves would wait for each other: all take turns alike.
         turn = threading.Event()
@@ -127,7 +130,7 @@ class StateSaver:
             self._run_group(save, group, stage if staging is Staging.DEFERRED else None)
         except BaseException as error:
             turn.set()
-            save.asked = True
+            save.cancel()
             try:
                 group.refuse(error)
             finally:

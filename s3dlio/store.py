@@ -63,10 +63,10 @@ class CheckpointStore(StoredCheckpoints):
             "rank_timeout": rank_timeout,
             "options": options,
         }
-        chosen = {name: value for name, value in given.items() if value is not None}
+        chosen = [name for name, value in given.items() if value is not None]
         if config is not None and chosen:
             raise ConfigError(f"pass either config= or {', '.join(chosen)}, not both")
-        super().__init__(uri, config or CheckpointConfig(**chosen))
+        super().__init__(uri, config or CheckpointConfig.of(**given))
 
     @classmethod
     def open(cls, uri: str) -> CheckpointStore:

@@ -30,9 +30,6 @@ class Board(Protocol):
     def drop(self, key: str) -> None:
         """Forget a key that nobody will read any more, where the board can."""
 
-    def close(self) -> None:
-        """Give back what it holds."""
-
 
 def put_word(board: Board, key: str, word: bytes) -> int:
     """Leave a word of any size: its number of pieces and the first of them under ``key``, the others behind it.

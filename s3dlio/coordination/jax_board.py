@@ -44,9 +44,6 @@ class JaxBoard:
         except Exception as error:
             raise _lost(error) from error
 
-    def close(self) -> None:
-        return
-
 
 def _lost(error: Exception) -> StorageError:
     return StorageError(

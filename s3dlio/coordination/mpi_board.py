@@ -69,9 +69,6 @@ class MpiBoard:
     def drop(self, key: str) -> None:
         return  # who got it has it
 
-    def close(self) -> None:
-        return
-
 
 def _lost(error: Exception) -> StorageError:
     return StorageError(f"MPI failed between the ranks of a save: {error}")

@@ -53,6 +53,3 @@ class StoreBoard:
 
     def _key(self, key: str) -> str:
         return f"{self._prefix}{quote(key, safe='/')}"
-
-    def close(self) -> None:
-        return

@@ -77,9 +77,6 @@ class TorchBoard:
         except RuntimeError:  # a FileStore cannot
             return
 
-    def close(self) -> None:
-        return
-
 
 def _told(error: Exception) -> str:
     reason = str(error).splitlines()[0]

@@ -43,9 +43,6 @@ class FakeBoard:
         with self._hall.changed:
             self._hall.values.pop(key, None)
 
-    def close(self) -> None:
-        return
-
 
 def boards(world_size: int) -> tuple[Hall, list[FakeBoard]]:
     """The boards of a job."""

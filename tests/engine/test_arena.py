@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 import pytest
 
-from s3dlio.engine import arena as arena_module
+from s3dlio.engine import pages
 from s3dlio.engine.arena import Arena, SharedMemory, forget_memories
 from s3dlio.engine.errors import DeadlineError, MemoryLimitError
 
@@ -242,7 +242,7 @@ def test_a_kernel_without_memory_and_nobody_to_wait_for(make: Make, monkeypatch:
 
 
 def test_a_kernel_that_cannot_populate_is_no_error(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arena_module, "_MADV_POPULATE_WRITE", 9999)  # EINVAL, as before Linux 5.14
+    monkeypatch.setattr(pages, "_MADV_POPULATE_WRITE", 9999)  # EINVAL, as before Linux 5.14
     arena = make(1)
     assert arena.lease() == 0
     assert resident(arena) == 0
@@ -288,7 +288,7 @@ def test_free_slots_are_given_back_to_the_machine(make: Make) -> None:
 def test_a_kernel_that_takes_nothing_back_is_no_error(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     arena = make(2)
     arena.release([arena.lease()])
-    monkeypatch.setattr(arena_module, "_MADV_REMOVE", -1)
+    monkeypatch.setattr(pages, "_MADV_REMOVE", -1)
     assert arena.shrink(MIB) == 0
     assert resident(arena) == MIB
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3dlio.engine import arena as arena_module
+from s3dlio.engine import pages
 from s3dlio.engine.arena import Arena
 from s3dlio.engine.pins import PIECE, Pins, pieces
 from s3dlio.engine.pool import Pool, PoolConfig
@@ -126,13 +126,13 @@ def test_it_is_let_go_before_it_is_unmapped(arena: Arena, monkeypatch: pytest.Mo
     grow(arena, 2 * MIB)
     arena.pin(locks)
     held: list[int] = []
-    unmap = arena_module._libc.munmap
+    unmap = pages._libc.munmap
 
     def munmap(address: int, size: int) -> int:
         held.append(len(locks.held))
         return int(unmap(address, size))
 
-    monkeypatch.setattr(arena_module._libc, "munmap", munmap)
+    monkeypatch.setattr(pages._libc, "munmap", munmap)
     arena.close()
     arena.close()
     assert held == [0]
@@ -147,7 +147,7 @@ def test_what_is_not_let_go_stays_mapped(arena: Arena) -> None:
     arena.close()
     assert arena.fd == -1
     assert f"{address:x}-{address + size:x}" in Path("/proc/self/maps").read_text()
-    assert arena_module._libc.munmap(address, size) == 0
+    assert pages._libc.munmap(address, size) == 0
 
 
 def test_a_piece_that_an_interrupt_leaves_in_doubt_is_let_go(arena: Arena) -> None:

@@ -357,7 +357,7 @@ def test_a_worker_that_cannot_attach_a_memory_does_not_come_back_for_ever(
     sabotage(
         monkeypatch,
         """
-from s3dlio.engine.tasks import Memories
+from s3dlio.engine.attached import Memories
 def attach(self, number, fd, size):
     raise OSError(12, "Cannot allocate memory")
 Memories.attach = attach

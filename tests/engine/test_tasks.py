@@ -8,11 +8,13 @@ import os
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import zstandard
 
 from s3dlio.engine.arena import SharedMemory
+from s3dlio.engine.attached import Memories
 from s3dlio.engine.backends.memory import MemoryBackend, forget
 from s3dlio.engine.checksum import crc32c
 from s3dlio.engine.contract import Backend, Limits, Location, ObjectInfo, Page
@@ -34,7 +36,7 @@ from s3dlio.engine.messages import (
     StorePart,
     Task,
 )
-from s3dlio.engine.tasks import Memories, TaskRunner
+from s3dlio.engine.tasks import TaskRunner
 
 SIZE = 1 << 16
 LOCATION = Location("memory", "test")
@@ -69,7 +71,7 @@ class World:
         self.backend.put(key, [memoryview(data)])
 
     def close(self) -> None:
-        if 0 in self.memories._maps:
+        if 0 in self.memories._attached:
             self.memories.detach(0)
         self.memory.close()
         forget("test")
@@ -207,13 +209,13 @@ def test_a_foreign_object_is_inflated(world: World) -> None:
     stored = zstandard.compress(data[: 2 << 20]) + zstandard.compress(data[2 << 20 :])
     world.put("key", stored)
     landing = SharedMemory("landing", 0)
-    world.memories.attach(1, os.dup(landing.fd), 0)
-    result = world.run(Inflate(LOCATION, "key", len(stored), 1, len(data)))
+    world.memories.attach(7, os.dup(landing.fd), 0)
+    result = world.run(Inflate(LOCATION, "key", len(stored), 7, len(data)))
     assert result == Inflated(len(data), crc32c(data))
     assert os.pread(landing.fd, len(data) + 1, 0) == data
     with pytest.raises(MemoryLimitError, match=f"decodes to more than {len(data) - 1} bytes"):
-        world.run(Inflate(LOCATION, "key", len(stored), 1, len(data) - 1))
-    world.memories.detach(1)
+        world.run(Inflate(LOCATION, "key", len(stored), 7, len(data) - 1))
+    world.memories.detach(7)
     landing.close()
 
 
@@ -241,22 +243,21 @@ def test_nothing_else_can_be_called(world: World, method: str) -> None:
         world.run(Call(LOCATION, method))
 
 
-def test_a_memory_can_go_while_a_view_of_it_is_left(world: World) -> None:
-    view = world.memories.view(Span(0, 0, 10))
-    world.memories.detach(0)
-    assert bytes(view) == bytes(10)
-    del view
+def test_a_memory_is_mapped_once_it_is_looked_at(world: World) -> None:
+    def mapped() -> bool:
+        return "memfd:landing " in Path("/proc/self/maps").read_text()
+
+    landing = SharedMemory("landing", 4096)
+    world.memories.attach(7, os.dup(landing.fd), landing.size)
+    world.memories.write(Span(7, 100, 5), memoryview(b"hello"))
+    assert not mapped()
+    assert bytes(world.memories.view(Span(7, 100, 5))) == b"hello"
+    assert mapped()
+    world.memories.detach(7)
+    assert not mapped()
     with pytest.raises(KeyError):
-        world.memories.view(Span(0, 0, 1))
-
-
-def test_an_empty_memory_can_be_attached() -> None:
-    memory = SharedMemory("empty", 0)
-    memories = Memories()
-    memories.attach(3, os.dup(memory.fd), 0)
-    assert len(memories.view(Span(3, 0, 0))) == 0
-    memories.detach(3)
-    memory.close()
+        world.memories.view(Span(7, 0, 1))
+    landing.close()
 
 
 def test_a_lanes_buffer_grows(world: World) -> None:

@@ -162,10 +162,13 @@ LIMITED = """
         store.save(2, states.noise(2, 12))
     except StorageFullError as error:
         say(error)
+    assert states.same(store.load(), states.make(1, 12))  # lands in several files, each within the limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, (states.MIB, limit))
     try:
         store.load()
     except MemoryLimitError as error:
         say(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     target = states.zeroed(states.make(1, 12))
     assert states.same(store.load(into=target), states.make(1, 12))
     store.save(3, states.make(3))

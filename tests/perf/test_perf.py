@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import mmap
+import os
 from array import array
 from pathlib import Path
 
@@ -33,7 +35,6 @@ def test_what_comes_before_and_after_is_called_even_if_a_case_fails() -> None:
     assert results.failures == {"bad": "OSError: no disk"}
     assert calls == ["after"]
     assert [set(numbers) for numbers in results.rounds] == [{"good"}, {"good"}]
-    assert harness.failures({"save": results}) == ["save: bad failed: OSError: no disk"]
 
 
 def test_medians_and_ratios_are_of_the_rounds() -> None:
@@ -55,21 +56,41 @@ def test_a_case_may_measure_itself() -> None:
     assert "cpu" in results.rounds[0]["peer"]
 
 
-def test_a_report_is_a_table_and_json() -> None:
-    report = harness.Report("stall", {"bytes": 1}, notes=["a note"])
-    report.tables.append(harness.Table("title", ("case", "ms"), [("one copy", 150.0), ("ours", None), ("x", 0.01234)]))
-    text = harness.show(report)
-    assert text.splitlines()[2:] == [
+def test_a_report_shows_its_tables_as_they_come(capsys: pytest.CaptureFixture[str]) -> None:
+    report = harness.Report("stall", {"bytes": 1})
+    report.add(harness.Table("title", ("case", "ms"), [("one copy", 150.0), ("ours", None), ("x", 0.01234)]))
+    assert capsys.readouterr().out.splitlines() == [
+        "",
         "title",
         "case          ms",
         "--------  ------",
         "one copy     150",
         "ours           -",
         "x         0.0123",
-        "",
-        "a note",
     ]
     assert json.loads(json.dumps(report.as_json()))["name"] == "stall"
+
+
+def test_a_report_keeps_samples_and_failures() -> None:
+    report = harness.Report("stall", {})
+    results = harness.Results()
+    results.rounds = [{"ours": {"seconds": 1.0}}]
+    results.failures = {"theirs": "OSError: no disk"}
+    report.take({"saves": results})
+    assert report.notes == ["saves: theirs failed: OSError: no disk"]
+    assert report.samples["saves"] == results.as_json()
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_the_bare_loop_lands_the_files_bytes(tmp_path: Path, direct: bool) -> None:
+    data = os.urandom(2 * limits.CHUNK + 3 * mmap.PAGESIZE)
+    (tmp_path / "file").write_bytes(data)
+    loop = limits.Loop(tmp_path / "file", direct=direct)
+    try:
+        for _ in range(2):
+            assert b"".join(bytes(half) for half in loop.read()) == data
+    finally:
+        loop.close()
 
 
 @pytest.mark.parametrize("nbytes", [1 << 20, 10_000_000, 1 << 25])

@@ -25,6 +25,7 @@ from s3dlio import (
     StorageError,
 )
 from s3dlio.commit import commit
+from s3dlio.saving import Save
 from s3dlio.writer import ShardWriter
 
 from .live import MIB, contents, in_forked_child, open_store, random_bytes, workers_stopped
@@ -143,6 +144,26 @@ def test_a_save_cancelled_before_it_is_durable_is_not_committed(
     go.set()
     assert isinstance(handle.exception(60), CancelledError)
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("at", ["follow", "_end_staging"])
+def test_ctrl_c_as_the_last_byte_is_staged_leaves_nothing(
+    warm: CheckpointStore, folder: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """There is no handle yet that could cancel it, and its job might go on."""
+    original = getattr(Save, at)
+
+    def interrupted(self: Save, *args: Any) -> None:
+        original(self, *args)
+        raise KeyboardInterrupt
+
+    with workers_stopped(warm), monkeypatch.context() as patch:
+        patch.setattr(Save, at, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            warm.save(5, STATE)
+    warm.save(6, STATE)
+    warm.close()
+    assert not [name for name in contents(folder) if "ckpt-5-" in name]
 
 
 def test_cancel_after_the_commit_does_nothing(warm: CheckpointStore) -> None:

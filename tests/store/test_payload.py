@@ -5,6 +5,7 @@ import mmap
 import os
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from s3dlio.engine.arena import SharedMemory
+from s3dlio.engine.errors import MemoryLimitError
 from s3dlio.payload import EmptyPayload, Payload, as_buffer
 
 TEXT = "höhö\n".encode() * 3
@@ -27,7 +29,7 @@ def memory() -> Iterator[SharedMemory]:
 
 @pytest.fixture
 def payload(memory: SharedMemory) -> Iterator[Payload]:
-    payload = Payload(memory.fd, len(TEXT))
+    payload = Payload([(memory.fd, len(TEXT))])
     yield payload
     payload.close()
 
@@ -37,7 +39,7 @@ def test_it_equals_everything_that_holds_the_same_bytes(payload: Payload, memory
     assert TEXT.__eq__(payload) is NotImplemented  # so that `bytes == payload` asks the payload
     assert payload == bytearray(TEXT)
     assert payload == memoryview(TEXT)
-    assert payload == Payload(memory.fd, len(TEXT))
+    assert payload == Payload([(memory.fd, len(TEXT))])
     assert payload != TEXT[:-1]
     assert payload != TEXT[:-1] + b"!"
     assert payload != TEXT.decode()
@@ -79,7 +81,7 @@ def test_views_share_its_memory(payload: Payload) -> None:
 
 def test_a_write_stays_in_this_mapping(payload: Payload, memory: SharedMemory) -> None:
     payload[0] = ord("H")
-    assert Payload(memory.fd, len(TEXT)) == TEXT
+    assert Payload([(memory.fd, len(TEXT))]) == TEXT
     assert os.pread(memory.fd, 1, 0) == TEXT[:1]
 
 
@@ -92,7 +94,7 @@ VIEWS: dict[str, Callable[[Payload], Any]] = {
 
 @pytest.mark.parametrize("kind", VIEWS)
 def test_a_view_keeps_the_mapping_alive(memory: SharedMemory, kind: str) -> None:
-    payload = Payload(memory.fd, len(TEXT))
+    payload = Payload([(memory.fd, len(TEXT))])
     memory.close()
     gone = weakref.ref(payload)
     view = VIEWS[kind](payload)
@@ -103,6 +105,40 @@ def test_a_view_keeps_the_mapping_alive(memory: SharedMemory, kind: str) -> None
     del view
     gc.collect()
     assert gone() is None
+
+
+def test_memories_lie_one_behind_another(memory: SharedMemory) -> None:
+    page = os.urandom(mmap.PAGESIZE)
+    first = SharedMemory("test", len(page))
+    os.pwrite(first.fd, page, 0)
+    payload = Payload([(first.fd, len(page)), (first.fd, len(page)), (memory.fd, len(TEXT))])
+    first.close()
+    assert len(payload) == 2 * len(page) + len(TEXT)
+    assert payload == page + page + TEXT
+    payload[0] ^= 1
+    assert payload[len(page)] == page[0]
+    payload.close()
+
+
+def test_it_keeps_no_descriptor(memory: SharedMemory) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    payload = Payload([(memory.fd, len(TEXT))])
+    assert len(os.listdir("/proc/self/fd")) == before
+    payload.close()
+
+
+def test_letting_it_go_unmaps_all_of_it(memory: SharedMemory) -> None:
+    payload = Payload([(memory.fd, len(TEXT))])
+    assert "memfd:test " in Path("/proc/self/maps").read_text()
+    payload.close()
+    assert "memfd:test " not in Path("/proc/self/maps").read_text()
+
+
+def test_what_cannot_be_mapped_is_told_and_leaves_nothing(memory: SharedMemory) -> None:
+    with pytest.raises(MemoryLimitError, match=r"cannot map \d+ loaded bytes: .*let go of what was loaded before"):
+        Payload([(memory.fd, mmap.PAGESIZE), (-1, 1)])
+    gc.collect()
+    assert "memfd:test " not in Path("/proc/self/maps").read_text()
 
 
 def test_an_empty_one_has_the_same_methods() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -26,8 +25,9 @@ from ...reader import ShardReader
 from . import shared
 from .committing import FORMAT, FRAMEWORK
 from .filling import Filling
+from .instance import Instance
 from .metadata import load
-from .places import CheckpointIdLike, Place, is_place, place_of, rank_place
+from .places import Place, rank_place
 
 
 @dataclasses.dataclass(slots=True)
@@ -41,7 +41,7 @@ class _Run:
     load_id: str = dataclasses.field(default_factory=lambda: str(uuid.uuid4()))
 
 
-class S3dlioStorageReader(StorageReader):
+class S3dlioStorageReader(Instance[_Run], StorageReader):
     """Reads DCP checkpoints that ``S3dlioStorageWriter`` wrote; of each shard only the chunks that a rank needs.
 
     ``uri`` and ``checkpoint_id`` as in the writer. ``step`` and ``id``: which checkpoint of a store that holds several
@@ -69,42 +69,14 @@ class S3dlioStorageReader(StorageReader):
             "connections": connections,
             "options": options,
         }
-        self.config = CheckpointConfig(**{name: value for name, value in given.items() if value is not None})
-        text = os.fspath(uri)
-        self.uri = f"file://{text}" if text.startswith("/") else text
-        self.step = step
+        super().__init__(uri, CheckpointConfig.of(**given), step)
         self.id = id
         self._pickle = pickle
-        self._place = self._find(None)
-        self._here = threading.local()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_here"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._here = threading.local()
 
     def __repr__(self) -> str:
         return f"<S3dlioStorageReader of {self._place.uri}>"
 
     # DCP's protocol, in the order of its calls
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Whether ``checkpoint_id`` by itself names a store."""
-        return is_place(checkpoint_id)
-
-    @property
-    def checkpoint_id(self) -> str:
-        """The URI of the place that is read."""
-        return self._run.base.uri
-
-    def reset(self, checkpoint_id: CheckpointIdLike = None) -> None:
-        """A new load begins: from ``checkpoint_id``, or from the same place as before."""
-        if checkpoint_id is not None:
-            self._place = self._find(checkpoint_id)
-        self._here.run = _Run(self._place, self._place)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """The metadata; of one rank's own checkpoint (``rank=``) where ranks saved without each other.
@@ -112,7 +84,7 @@ class S3dlioStorageReader(StorageReader):
         ``CheckpointNotFoundError`` if there is none, ``ConfigError`` if it is not one of DCP.
         """
         base, rank = self._run.base, kwargs.get("rank")
-        run = self._here.run = _Run(base, base if rank is None else rank_place(base, rank, self._options_of(base.uri)))
+        run = self._run = _Run(base, base if rank is None else rank_place(base, rank, self._options_of(base.uri)))
         control = shared.pool_of(self.config).control(run.place.location)
         run.manifest = manifest = catalog.resolve(control, run.place.uri, self.step, self.id)
         shard = manifest.shards[_metadata_shard(manifest)]
@@ -156,24 +128,17 @@ class S3dlioStorageReader(StorageReader):
 
     # parts of the above
 
-    @property
-    def _run(self) -> _Run:
-        run: _Run | None = getattr(self._here, "run", None)
-        if run is None:
-            run = self._here.run = _Run(self._place, self._place)
-        return run
+    def _new_run(self, place: Place) -> _Run:
+        return _Run(place, place)
+
+    def _place_of_run(self) -> Place:
+        return self._run.base
 
     @property
     def _manifest(self) -> Manifest:
         if self._run.manifest is None:
             raise S3dlioError("read_metadata comes first")
         return self._run.manifest
-
-    def _find(self, checkpoint_id: CheckpointIdLike) -> Place:
-        return place_of(self.uri, checkpoint_id, self.config.options)
-
-    def _options_of(self, uri: str) -> Mapping[str, Any] | None:
-        return self.config.options if uri.partition("://")[0] == self.uri.partition("://")[0] else None
 
     def _reader(self, run: _Run) -> ShardReader:
         return ShardReader(shared.pool_of(self.config), run.place.location)

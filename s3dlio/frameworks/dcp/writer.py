@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import threading
 import uuid
 import weakref
 from collections.abc import Mapping
@@ -31,8 +30,9 @@ from ...writer import Shard, ShardWriter
 from . import shared
 from .committing import commit_checkpoint
 from .host_copies import NotOurs, copied
+from .instance import Instance
 from .items import shard_of
-from .places import CheckpointIdLike, Place, is_place, place_of, rank_place
+from .places import Place, rank_place
 from .prefixes import PrefixStrategy, folders
 from .staging import ARENA, SHARED, Staged, stage_in_arena
 from .stored import StoredShard, results_of
@@ -56,7 +56,7 @@ class _Run:
     save_id: str = dataclasses.field(default_factory=lambda: str(uuid.uuid4()))
 
 
-class S3dlioStorageWriter(StorageWriter, AsyncStager):
+class S3dlioStorageWriter(Instance[_Run], StorageWriter, AsyncStager):
     """Writes DCP checkpoints to ``s3://``, ``az://``, ``file://`` or ``direct://``; also the stager of ``async_save``.
 
     ``uri``: the store; ``checkpoint_id`` names another one for each checkpoint (a URI, a path, or a folder below
@@ -109,48 +109,25 @@ class S3dlioStorageWriter(StorageWriter, AsyncStager):
             raise ConfigError("pass strategy= or prefix_strategy=, not both")
         if staging not in (ARENA, SHARED):
             raise ConfigError(f"staging must be {ARENA!r} or {SHARED!r}, not {staging!r}")
-        self.config = CheckpointConfig(**{name: value for name, value in given.items() if value is not None})
-        self.uri = _base(uri)
-        self.step = step
+        super().__init__(uri, CheckpointConfig.of(**given), step)
         self.overwrite = overwrite
         self.user_meta = user_meta
         self._prefixes = prefix_strategy
         self._pickle = pickle
         self._staging = staging
-        self._place = self._find(None)
-        self._begin()
-
-    def _begin(self) -> None:
-        self._here = threading.local()
         self._staged: weakref.WeakSet[Staged] = weakref.WeakSet()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_here", "_staged")}
+        return {**super().__getstate__(), "_staged": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._begin()
+        super().__setstate__(state)
+        self._staged = weakref.WeakSet()
 
     def __repr__(self) -> str:
         return f"<S3dlioStorageWriter to {self._place.uri}>"
 
     # DCP's protocol, in the order of its calls
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Whether ``checkpoint_id`` by itself names a store."""
-        return is_place(checkpoint_id)
-
-    @property
-    def checkpoint_id(self) -> str:
-        """The URI of the place that is written to."""
-        return self._run.base.uri
-
-    def reset(self, checkpoint_id: CheckpointIdLike = None) -> None:
-        """A new checkpoint begins: at ``checkpoint_id``, or at the same place as before."""
-        if checkpoint_id is not None:
-            self._place = self._find(checkpoint_id)
-        self._here.run = _Run(self._place, self._place)
 
     def storage_meta(self) -> StorageMeta:
         """Recorded with the metadata: the place, and an id of this save."""
@@ -160,10 +137,10 @@ class S3dlioStorageWriter(StorageWriter, AsyncStager):
         """``rank`` and ``use_collectives`` come by keyword; without collectives each rank writes a store of its own."""
         base, rank = self._run.base, kwargs.get("rank") or 0
         if kwargs.get("use_collectives", True):
-            self._here.run = _Run(base, base, rank, is_coordinator)
+            self._run = _Run(base, base, rank, is_coordinator)
         else:
             own = rank_place(base, rank, self._options_of(base.uri))
-            self._here.run = _Run(base, own, rank, coordinator=True, collective=False)
+            self._run = _Run(base, own, rank, coordinator=True, collective=False)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """``PreconditionError`` if the place holds a checkpoint and may not be overwritten; the coordinator asks."""
@@ -249,18 +226,11 @@ class S3dlioStorageWriter(StorageWriter, AsyncStager):
 
     # parts of the above
 
-    @property
-    def _run(self) -> _Run:
-        run: _Run | None = getattr(self._here, "run", None)
-        if run is None:
-            run = self._here.run = _Run(self._place, self._place)
-        return run
+    def _new_run(self, place: Place) -> _Run:
+        return _Run(place, place)
 
-    def _find(self, checkpoint_id: CheckpointIdLike) -> Place:
-        return place_of(self.uri, checkpoint_id, self.config.options, self.step)
-
-    def _options_of(self, uri: str) -> Mapping[str, Any] | None:
-        return self.config.options if uri.partition("://")[0] == self.uri.partition("://")[0] else None
+    def _place_of_run(self) -> Place:
+        return self._run.base
 
     def _shards(self, place: Place) -> ShardWriter:
         return ShardWriter(shared.pool_of(self.config), place.location, self.config)
@@ -269,10 +239,3 @@ class S3dlioStorageWriter(StorageWriter, AsyncStager):
         shard = shards.shard(id_, rank, 0)
         prefix = folders(self._prefixes, rank)
         return dataclasses.replace(shard, key=spread_key(shard.key, prefix)) if prefix else shard
-
-
-def _base(uri: str | os.PathLike[str]) -> str:
-    text = os.fspath(uri)
-    if not isinstance(text, str):
-        raise ConfigError(f"{uri!r} is no URI")
-    return f"file://{text}" if text.startswith("/") else text
