@@ -22,7 +22,7 @@ _MADV_POPULATE_WRITE = 23
 _RING = 256 << 20  # far beyond the caches, and no second state in memory
 
 # One of two processes of the bare loop: for each line "path start stop flags" it reads that range with two requests in
-# flight, checks it, lands it in a new memory file and answers with its descriptor; the file stays until the next line.
+# flight, checks it, lands it in a new memory file and answers with its descriptor; closes it at an empty line.
 _LOOP = """
 import mmap, os, sys
 from concurrent.futures import ThreadPoolExecutor
@@ -40,12 +40,12 @@ def one(offset):
         crc32c(piece)
         assert os.pwrite(out, piece, offset - start) == len(piece)
     free.append(buffer)
-out = None
 for line in sys.stdin:
+    if line == "\\n":
+        os.close(out)
+        continue
     path, start, stop, flags = line.rstrip("\\n").split("\\t")
     start, stop, flags = int(start), int(stop), int(flags)
-    if out is not None:
-        os.close(out)
     fd, out = os.open(path, os.O_RDONLY | flags), os.memfd_create("loop")
     with ThreadPoolExecutor(LANES) as pool:
         list(pool.map(one, range(start, stop, CHUNK)))
@@ -135,10 +135,13 @@ class Loop:
 
 def _landed(process: subprocess.Popen[str]) -> mmap.mmap:
     assert process.stdout
+    assert process.stdin
     answer = process.stdout.readline()
     if not answer:
         raise RuntimeError("a process of the bare loop ended")
     fd = os.open(f"/proc/{process.pid}/fd/{int(answer)}", os.O_RDWR)
+    process.stdin.write("\n")  # the mapping keeps it now, and no longer than what this package lands
+    process.stdin.flush()
     try:
         return mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE)
     finally:

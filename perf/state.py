@@ -137,8 +137,8 @@ def empty_like(state: Any) -> Any:
 def warm_machine(nbytes: int) -> None:
     """Touch ``nbytes`` of memory once and give it back, as far as it is there.
 
-    The first touch of memory that a virtual machine never used goes through its host at 0.3 GB/s, once; without this,
-    whichever case comes first would pay for it.
+    The first touch of memory that a virtual machine never used, or that its host took back since, goes through the host
+    at 0.3 GB/s; without this, whichever case comes first would pay for it.
     """
     nbytes = min(nbytes, int(psutil.virtual_memory().available * 0.8)) // mmap.PAGESIZE * mmap.PAGESIZE
     if nbytes:
