@@ -40,8 +40,9 @@ def ranks(script: str, where: Path, *args: str) -> str:
     return run([*launch, str(path), *args], where)
 
 
+# It ends without the interpreter's end, in which torch 2.13's gloo threads were once seen to abort (std::terminate).
 HF = """
-import sys
+import os, sys
 from pathlib import Path
 import torch
 from s3dlio.engine.errors import S3dlioError
@@ -75,6 +76,8 @@ except S3dlioError as error:
     print(f"rank {rank}: {error}")
 callback.close()
 torch.distributed.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)
 """
 
 
