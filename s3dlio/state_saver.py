@@ -66,6 +66,7 @@ class StateSaver:
             else:
                 self.store(save, draft, writer, meta, quiet=staging is Staging.QUIET)
         except BaseException as error:
+            save.asked = True
             save.cancel()  # after a Ctrl-C between the last byte and this line its job would go on
             self._finisher.fail(save, error)
             raise
@@ -130,6 +131,7 @@ class StateSaver:
             self._run_group(save, group, stage if staging is Staging.DEFERRED else None)
         except BaseException as error:
             turn.set()
+            save.asked = True
             save.cancel()
             try:
                 group.refuse(error)

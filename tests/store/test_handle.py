@@ -166,6 +166,24 @@ def test_ctrl_c_as_the_last_byte_is_staged_leaves_nothing(
     assert not [name for name in contents(folder) if "ckpt-5-" in name]
 
 
+def test_a_save_that_ctrl_c_broke_off_is_not_told_again_at_close(
+    kept_pool: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where every byte was stored by then, and it is too late to cancel."""
+    original = Save.stage
+
+    def interrupted(self: Save, *args: Any, **options: Any) -> None:
+        original(self, *args, **options)
+        self.durable.result(60)
+        raise KeyboardInterrupt
+
+    with commits_held(monkeypatch), monkeypatch.context() as patch:
+        patch.setattr(Save, "stage", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            kept_pool.save(5, STATE)
+    kept_pool.close()
+
+
 def test_cancel_after_the_commit_does_nothing(warm: CheckpointStore) -> None:
     handle = warm.save_async(5, STATE)
     handle.result(60)
