@@ -12,6 +12,7 @@ import threading
 from . import pages
 from .backends import answers, pace
 from .messages import PACE, Span
+from .source import view
 
 _WARM_UP_PATIENCE = 0.05
 """Seconds of CPU time for a huge page of the arena: the training process waits for a warm-up only if it wants to."""
@@ -71,7 +72,7 @@ class _Memory:
         with self._lock:
             if self._mapped is None:
                 address = pages.map_shared(self.fd, self._size)
-                self._mapped = address, pages.view(address, self._size)
+                self._mapped = address, view(address, self._size)
             return self._mapped
 
     def close(self) -> None:

@@ -82,11 +82,6 @@ def unmap(address: int, size: int) -> None:
         _libc.munmap(address, size)
 
 
-def view(address: int, size: int) -> memoryview:
-    """The bytes at an address; whoever holds them keeps the mapping alive himself."""
-    return memoryview((ctypes.c_char * size).from_address(address)).cast("B")
-
-
 class HugePages:
     """Makes huge pages of shared memory, for as long as the kernel has them and makes them quickly; one for a process.
 

@@ -79,7 +79,7 @@ class TaskRunner:
             case Inflate():
                 return self._inflate(task)
             case Populate():
-                self._populate(task)
+                self._memories.allocate(task.span)
         return None
 
     def _open_paced(self, location: Location) -> Backend:
@@ -200,9 +200,6 @@ class TaskRunner:
             block = self._buffer("stored", min(_READ_BLOCK, task.stored - offset))
             backend.get_range(task.key, offset, block)
             yield block
-
-    def _populate(self, task: Populate) -> None:
-        self._memories.allocate(task.span)
 
     def _call(self, task: Call) -> object:
         if task.method == "limits":

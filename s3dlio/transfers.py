@@ -6,7 +6,6 @@ of the pool, so that memory stays bounded whatever their sizes.
 
 from __future__ import annotations
 
-import ctypes
 import glob
 import os
 import threading
@@ -24,6 +23,7 @@ from .engine.fetch import fetch_through_slots
 from .engine.job import SaveJob
 from .engine.messages import Fetch
 from .engine.pool import PoolControl
+from .engine.source import view as memory_at
 from .object_uri import Place, split
 from .objects import check_same, marks_folder, start_storing, wait_for
 
@@ -124,7 +124,7 @@ class _FileSource:
 
     def fill(self, address: int, start: int, stop: int) -> None:
         """Read a range into memory; ``CorruptError`` if the file has changed since it was opened."""
-        view = _memory(address, stop - start)
+        view = memory_at(address, stop - start)
         with translated(f"upload of {self._path}"):
             while view:
                 count = os.preadv(self._fd, [view], start)
@@ -216,7 +216,7 @@ class _Incoming:
 
     def take(self, offset: int, size: int, address: int) -> None:
         """Write bytes that have arrived at ``address``; with the last of them the file is settled."""
-        view = _memory(address, size)
+        view = memory_at(address, size)
         with translated(f"download to {self.path}"):
             with self._lock:
                 fd = self._open()
@@ -256,7 +256,3 @@ class _Incoming:
         self._close()
         if self._made:
             self._aside.unlink(missing_ok=True)
-
-
-def _memory(address: int, size: int) -> memoryview:
-    return memoryview((ctypes.c_char * size).from_address(address)).cast("B")

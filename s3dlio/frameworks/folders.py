@@ -9,7 +9,6 @@ Each file is one shard, of the rank that is its place in the sorted list of name
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
 import shutil
@@ -22,6 +21,7 @@ from ..engine.backends.oserrors import translated
 from ..engine.checksum import crc32c, format_crc32c
 from ..engine.contract import check_key
 from ..engine.errors import ConfigError, CorruptError, ManifestError, S3dlioError
+from ..engine.source import view as memory_at
 from ..info import CheckpointInfo
 from ..reader import ShardReader, Wanted
 from ..records import ShardRecord
@@ -208,10 +208,10 @@ def _fetch(reader: ShardReader, record: ShardRecord, path: Path) -> None:
 
 
 def _write(fd: int, address: int, start: int, stop: int) -> None:
-    view = memoryview((ctypes.c_char * (stop - start)).from_address(address)).cast("B")
-    while view:
-        count = os.pwrite(fd, view, start)
-        view, start = view[count:], start + count
+    rest = memory_at(address, stop - start)
+    while rest:
+        count = os.pwrite(fd, rest, start)
+        rest, start = rest[count:], start + count
 
 
 def _put_in_place(aside: Path, folder: Path) -> None:

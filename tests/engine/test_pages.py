@@ -13,6 +13,7 @@ import pytest
 from s3dlio.engine import pages
 from s3dlio.engine.arena import SharedMemory
 from s3dlio.engine.pages import HugePages, give_back, huge_size, map_shared, populate, unmap
+from s3dlio.engine.source import view
 
 PAGE = mmap.PAGESIZE
 HUGE = 2 << 20
@@ -95,7 +96,7 @@ def test_a_mapping_is_aligned_and_nothing_else_is_left(size: int) -> None:
     new = mappings().keys() - before.keys()
     stop = address + -(-size // PAGE) * PAGE
     assert f"{address:x}-{stop:x}" in new
-    shared = pages.view(address, size)
+    shared = view(address, size)
     shared[-1] = 7
     assert os.pread(memory.fd, 1, size - 1) == b"\x07"
     del shared
@@ -128,9 +129,9 @@ def test_bytes_stay_and_all_of_the_range_can_be_written(memory: SharedMemory, ad
     assert os.pread(memory.fd, 4, HUGE) == b"kept"
     assert populate(address, 3 * HUGE)
     assert resident(memory) == 3 * HUGE
-    view = pages.view(address, 3 * HUGE)
-    view[:] = b"\x05" * len(view)
-    assert os.pread(memory.fd, 3 * HUGE, 0) == bytes(view)
+    shared = view(address, 3 * HUGE)
+    shared[:] = b"\x05" * len(shared)
+    assert os.pread(memory.fd, 3 * HUGE, 0) == bytes(shared)
 
 
 def test_this_machines_huge_pages_are_mapped_whole(memory: SharedMemory, address: int) -> None:
