@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from s3dlio.engine.contract import Limits
@@ -256,8 +256,8 @@ def test_an_empty_object_is_one_empty_part() -> None:
     ("gib", "slots", "lanes", "mib"),
     [
         (0.5, 256, 16, 16),  # too few parts to go round
-        (1, 256, 16, 16),
-        (2, 256, 16, 32),
+        (1, 256, 16, 32),
+        (2, 256, 16, 64),
         (4, 256, 16, 64),
         (100, 256, 16, 64),  # never larger, unless the store's most parts want it
         (1000, 256, 16, 112),
@@ -273,6 +273,7 @@ def test_large_shards_go_to_a_far_store_in_larger_parts(gib: float, slots: int, 
 
 
 @given(st.integers(1, 2000), st.integers(1, 64), st.integers(1, 40), st.booleans())
+@example(slots=8, lanes=1, gib=1, encoded=True)
 def test_larger_parts_never_want_more_memory_than_there_is(slots: int, lanes: int, gib: int, encoded: bool) -> None:
     try:
         planned(gib * GIB, slots=slots, lanes=lanes, encoded=encoded)
