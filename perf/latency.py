@@ -50,7 +50,8 @@ def _far(report: Report, options: Options, tree: Any) -> None:
         saves = alternate(cases, options.repeat)
         say("loads")
         loads = alternate(
-            [objects.case(name, ours.load, sink.pid) for name, (sink, ours) in savers.items()], options.repeat
+            [objects.load_case(name, ours.load, sink.pid, nbytes) for name, (sink, ours) in savers.items()],
+            options.repeat,
         )
         for name, (_, ours) in savers.items():
             objects.attempt(report, f"comparing what {name} gives back", ours.check)

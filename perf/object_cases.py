@@ -44,6 +44,11 @@ def case(
     return Case(name, measured, before)
 
 
+def load_case(name: str, run: Callable[[], object], server: int, nbytes: int) -> Case:
+    """A case of a load of ``nbytes``, before which there is memory for it that the host has not taken back."""
+    return case(name, run, server, before=lambda: state.warm_machine(nbytes))
+
+
 def tree_seconds(pid: int) -> float:
     """CPU seconds so far of a process and all that descend from it."""
     root = psutil.Process(pid)

@@ -25,7 +25,7 @@ def run(report: Report, server: str, pid: int, nbytes: int, repeat: int, makers:
             saver.save()
             objects.attempt(report, f"comparing what {saver.name} gives back", saver.check)
         say(f"loads, {server}")
-        loads = alternate([objects.case(saver.name, saver.load, pid) for saver in left], repeat)
+        loads = alternate([objects.load_case(saver.name, saver.load, pid, nbytes) for saver in left], repeat)
         for saver in left:
             saver.clear()
     finally:

@@ -44,8 +44,8 @@ def _stored(report: Report, options: Options, scheme: str, tree: Any) -> None:
         ):
             say(title)
             cases = [
-                objects.case(pair.loop.name, bare, sink.pid),
-                objects.case(pair.ours.name, ours, sink.pid),
+                objects.load_case(pair.loop.name, bare, sink.pid, pair.nbytes),
+                objects.load_case(pair.ours.name, ours, sink.pid, pair.nbytes),
             ]
             found[title] = alternate(cases, options.repeat)
         objects.check_same(pair.ours.name, tree, target)
