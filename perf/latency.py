@@ -1,8 +1,10 @@
 """A far store and a narrow link, by the sink: whether requests in flight fill the one, and codecs widen the other.
 
 The far store answers after 15 ms and moves 90 MB/s on each connection: rates against the sum of the connections, or
-against what this machine reaches at the same sink without either, where that is less. The link of 100 MB/s carries
-trained weights and moments with each codec; ``auto`` should encode there, and should not where the link is fast.
+against what this machine reaches at the same sink without either, where that is less. Two processes of bare SDK calls
+with the most connections show how much of that can be had: slow connections cost more CPU than fast ones. The link of
+100 MB/s carries trained weights and moments with each codec; ``auto`` should encode there, and should not where the
+link is fast.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from . import object_cases as objects
 from . import state
 from .harness import GB, Case, Numbers, Options, Report, Results, Table, alternate, say
 from .object_cases import WORKERS
+from .object_loops import PROCESSES, Loop
 from .object_peers import Ours
 from .savers import roomy
 from .sink import Sink, running_sink
@@ -27,6 +30,7 @@ CONNECTIONS = (1, 2, 4, 8)
 LINK_CONNECTIONS, LINK_RATE = 2, 25.0  # of each of two workers: 100 MB/s
 CODECS = ("none", "zstd-grouped", "auto")
 _CAP = "without latency and rate"
+_BARE = f"bare loop of {PROCESSES} × {CONNECTIONS[-1]}: boto3"
 
 
 def run(options: Options) -> Report:
@@ -44,17 +48,23 @@ def _far(report: Report, options: Options, tree: Any) -> None:
         far = opened.enter_context(running_sink("store", latency_ms=LATENCY_MS, mbps=RATE))
         near = opened.enter_context(running_sink("store"))
         places = [(_CAP, near, CONNECTIONS[-1]), *((_width(count), far, count) for count in CONNECTIONS)]
-        savers = {name: (sink, _open(opened, sink, tree, nbytes, count)) for name, sink, count in places}
+        savers: dict[str, tuple[Sink, Ours | Loop]] = {
+            name: (sink, _open(opened, sink, tree, nbytes, count)) for name, sink, count in places
+        }
+        loop = Loop("s3", far.s3_options, "bucket", objects.bytes_of(tree))
+        opened.callback(loop.close)
+        loop.threads = dict.fromkeys(loop.threads, CONNECTIONS[-1])
+        savers[_BARE] = (far, loop)
         say("saves")
-        cases = [objects.case(name, ours.save, sink.pid, before=ours.clear) for name, (sink, ours) in savers.items()]
+        cases = [objects.case(name, saver.save, sink.pid, before=saver.clear) for name, (sink, saver) in savers.items()]
         saves = alternate(cases, options.repeat)
         say("loads")
         loads = alternate(
-            [objects.load_case(name, ours.load, sink.pid, nbytes) for name, (sink, ours) in savers.items()],
+            [objects.load_case(name, saver.load, sink.pid, nbytes) for name, (sink, saver) in savers.items()],
             options.repeat,
         )
-        for name, (_, ours) in savers.items():
-            objects.attempt(report, f"comparing what {name} gives back", ours.check)
+        for name, (_, saver) in savers.items():
+            objects.attempt(report, f"comparing what {name} gives back", saver.check)
         label = far.label
     found = {f"save, {label}": saves, f"load, {label}": loads}
     report.add(_far_table(f"{objects.gib(nbytes)}, {label}", saves, loads, nbytes))
@@ -77,13 +87,13 @@ def _far_table(title: str, saves: Results, loads: Results, nbytes: int) -> Table
     rows: list[Sequence[str | float | None]] = []
     caps = [_rate(results, _CAP, nbytes) for results in (saves, loads)]
     rows.append((_CAP, None, caps[0], None, caps[1], None))
-    for count in CONNECTIONS:
+    for name, count in (*((_width(count), count) for count in CONNECTIONS), (_BARE, CONNECTIONS[-1])):
         link = WORKERS * count * RATE * 1e6 / GB
         cells: list[float | None] = []
         for results, cap in zip((saves, loads), caps, strict=True):
-            rate = _rate(results, _width(count), nbytes)
+            rate = _rate(results, name, nbytes)
             cells += [rate, rate / min(link, cap) if rate and cap else None]
-        rows.append((_width(count), link, *cells))
+        rows.append((name, link, *cells))
     columns = ("connections", "their sum GB/s", "save GB/s", "of the least", "load GB/s", "of the least")
     return Table(title, columns, rows)
 

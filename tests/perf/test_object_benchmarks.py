@@ -254,12 +254,14 @@ def test_rates_of_a_far_store_are_shares_of_the_least() -> None:
             "without latency and rate": {"seconds": 2.0},  # 0.5 GB/s
             "2 workers × 1": {"seconds": 10.0},
             "2 workers × 8": {"seconds": 4.0},
+            "bare loop of 2 × 8: boto3": {"seconds": 5.0},
         }
     ]
     rows = {row[0]: row for row in latency._far_table("title", saves, Results(), 10**9).rows}
     assert rows["2 workers × 1"][1:4] == (pytest.approx(0.18), 0.1, pytest.approx(0.1 / 0.18))
     assert rows["2 workers × 8"][1:4] == (pytest.approx(1.44), 0.25, 0.5)
     assert rows["2 workers × 8"][4:] == (None, None)
+    assert rows["bare loop of 2 × 8: boto3"][1:4] == (pytest.approx(1.44), 0.2, pytest.approx(0.4))
     assert rows["2 workers × 2"][2:4] == (None, None)
 
 
