@@ -214,6 +214,19 @@ class Backend(Control, Protocol):
         ``if_match``: ``PreconditionError`` unless the object's etag is this one.
         """
 
+    def stream_range(
+        self, key: str, offset: int, length: int, block: memoryview, *, if_match: str | None = None
+    ) -> Iterator[memoryview]:
+        """The object's ``length`` bytes from ``offset``, in pieces as they arrive; a store sends them in one answer.
+
+        Each piece lies in ``block`` until the next is asked for. Errors are those of ``get_range``, raised once what
+        had arrived was given.
+        """
+        for start in range(0, max(1, length), block.nbytes):
+            piece = block[: length - start]
+            self.get_range(key, offset + start, piece, if_match=if_match)
+            yield piece
+
     def close(self) -> None:
         """Release sockets and files; the instance is not used afterwards."""
 

@@ -188,37 +188,14 @@ class AzureBackend(Backend):
 
     def get_range(self, key: str, offset: int, into: memoryview, *, if_match: str | None = None) -> None:
         check_range(key, offset, into)
-        length, reached, total, etag = into.nbytes, 0, None, ""
-        doing = self._doing(f"bytes {offset}..{offset + length} of", key)
-        name = self._prefix + key
-        try:
-            if length:
-                with self._errors.told(doing), self._client.download(name, offset, length, if_match) as download:
-                    etag = wire.etag_of(download.headers.get("ETag", ""))
-                    check_version(key, etag, if_match)  # not all that speaks the protocol keeps the condition
-                    wire.check_range_of(download.headers, doing, offset)
-                    total = wire.total_of(download.headers)
-                    for done in download.fill(into):
-                        reached = done
-        except PreconditionError:
-            raise overwritten(key) from None
-        except StorageError as error:
-            if not error.transient or not reached:
-                raise
-            raise BrokenReadError(str(error), reached=reached, etag=etag) from None
-        except CorruptError:  # the blob ends before the range begins
+        for _ in self._pieces(key, offset, into.nbytes, into, if_match):
             pass
-        else:
-            if length and reached == length:
-                return
-        if total is None:
-            info = self.head(key)
-            check_version(key, info.etag, if_match)
-            total = info.size
-        if total < offset + length and reached < max(1, length):
-            raise CorruptError(f"{key} ends at {total}, before byte {offset + length}")
-        if reached < length:
-            raise BrokenReadError(f"{doing}: the answer ended after {reached} bytes", reached=reached, etag=etag)
+
+    def stream_range(
+        self, key: str, offset: int, length: int, block: memoryview, *, if_match: str | None = None
+    ) -> Iterator[memoryview]:
+        check_range(key, offset, block)
+        return self._pieces(key, offset, length, block, if_match)
 
     def close(self) -> None:
         with self._client_lock:
@@ -232,6 +209,54 @@ class AzureBackend(Backend):
             if self._opened is None:
                 self._opened = Client(self._options)
             return self._opened
+
+    def _pieces(
+        self, key: str, offset: int, length: int, block: memoryview, if_match: str | None
+    ) -> Iterator[memoryview]:
+        """The bytes of a range, in pieces that lie in ``block``; an error comes after what had arrived."""
+        given, reached, total, etag = 0, 0, None, ""
+        doing = self._doing(f"bytes {offset}..{offset + length} of", key)
+        name = self._prefix + key
+        broken: BrokenReadError | None = None
+        try:
+            if length:
+                with self._errors.told(doing), self._client.download(name, offset, length, if_match) as download:
+                    etag = wire.etag_of(download.headers.get("ETag", ""))
+                    check_version(key, etag, if_match)  # not all that speaks the protocol keeps the condition
+                    wire.check_range_of(download.headers, doing, offset)
+                    total = wire.total_of(download.headers)
+                    while given < length:
+                        piece = block[: length - given]
+                        for done in download.fill(piece):
+                            reached = given + done
+                        if reached < given + piece.nbytes:
+                            break
+                        given = reached
+                        yield piece
+        except PreconditionError:
+            raise overwritten(key) from None
+        except StorageError as error:
+            if not error.transient or not reached:
+                raise
+            broken = BrokenReadError(str(error), reached=reached, etag=etag)
+        except CorruptError:  # the blob ends before the range begins
+            pass
+        else:
+            if length and reached == length:
+                return
+        if broken is None:
+            if total is None:
+                info = self.head(key)
+                check_version(key, info.etag, if_match)
+                total = info.size
+            if total < offset + length and reached < max(1, length):
+                raise CorruptError(f"{key} ends at {total}, before byte {offset + length}")
+            if reached == length:
+                return
+            broken = BrokenReadError(f"{doing}: the answer ended after {reached} bytes", reached=reached, etag=etag)
+        if reached > given:
+            yield block[: reached - given]
+        raise broken
 
     def _doing(self, what: str, key: str) -> str:
         return f"{what} {self._uri}/{key}"

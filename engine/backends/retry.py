@@ -136,6 +136,29 @@ class RetryBackend(Backend):
                         return
                 waits.after(error)
 
+    def stream_range(
+        self, key: str, offset: int, length: int, block: memoryview, *, if_match: str | None = None
+    ) -> Iterator[memoryview]:
+        given, waits = 0, self._waits("get_range", key)
+        while True:
+            waits.hold()
+            before = given
+            try:
+                for piece in self._inner.stream_range(key, offset + given, length - given, block, if_match=if_match):
+                    given += piece.nbytes
+                    yield piece
+                self._pace.answer()
+                return
+            except StorageError as error:
+                if given > before:
+                    waits = self._waits("get_range", key)
+                    if isinstance(error, BrokenReadError):
+                        if_match = if_match or error.etag or None
+                    self._pace.answer()
+                    if given == length:
+                        return
+                waits.after(error)
+
     def close(self) -> None:
         self._inner.close()
 

@@ -184,12 +184,32 @@ class S3Backend(Backend):
 
     def get_range(self, key: str, offset: int, into: memoryview, *, if_match: str | None = None) -> None:
         check_range(key, offset, into)
-        bucket, uri, end = self._bucket, self._bucket.uri(key), offset + into.nbytes
+        if not into.nbytes:  # there is no range of no bytes
+            with self._bucket.telling("get_range", key):
+                self._check_end(key, offset, if_match)
+            return
+        with self._answer(key, offset, into.nbytes, if_match) as (body, etag):
+            s3_download.fill(self._bucket.uri(key), body, into, etag)
+
+    def stream_range(
+        self, key: str, offset: int, length: int, block: memoryview, *, if_match: str | None = None
+    ) -> Iterator[memoryview]:
+        check_range(key, offset, block)
+        if not length:
+            self.get_range(key, offset, block[:0], if_match=if_match)
+            return
+        with self._answer(key, offset, length, if_match) as (body, etag):
+            yield from s3_download.pieces(self._bucket.uri(key), body, length, block, etag)
+
+    def close(self) -> None:
+        self._bucket.close()
+
+    @contextlib.contextmanager
+    def _answer(self, key: str, offset: int, length: int, if_match: str | None) -> Iterator[tuple[Any, str]]:
+        """The body that holds a range, and the etag of its object."""
+        bucket, uri, end = self._bucket, self._bucket.uri(key), offset + length
+        condition = {} if if_match is None else {"IfMatch": if_match}
         with bucket.telling("get_range", key):
-            if not into.nbytes:  # there is no range of no bytes
-                self._check_end(key, end, if_match)
-                return
-            condition = {} if if_match is None else {"IfMatch": if_match}
             try:
                 reply = bucket.client.get_object(**bucket.at(key), Range=f"bytes={offset}-{end - 1}", **condition)
             except s3_errors.FAILURES as error:
@@ -200,10 +220,7 @@ class S3Backend(Backend):
                 etag = reply.get("ETag", "")
                 check_version(uri, etag, if_match)  # not all stores keep the condition
                 s3_download.check(uri, offset, end, reply)
-                s3_download.fill(uri, body, into, etag)
-
-    def close(self) -> None:
-        self._bucket.close()
+                yield body, etag
 
     def _delete_by_name(self, name: str) -> None:
         """Remove an object by a request whose body holds its name."""

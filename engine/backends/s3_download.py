@@ -1,11 +1,11 @@
-"""The answer to a ranged GET, straight into its place in shared memory.
+"""The answer to a ranged GET, straight into its place in shared memory, or piece by piece.
 
 Owns the check of what the store says it sends and the loop over the socket; makes no request. ``s3`` calls it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import BrokenReadError, CorruptError, StorageError
@@ -30,20 +30,34 @@ def check(uri: str, offset: int, end: int, reply: Mapping[str, Any]) -> None:
         )
 
 
-def fill(uri: str, body: Any, into: memoryview, etag: str) -> None:
-    """Read ``body`` to the end of ``into``; ``BrokenReadError``, with ``etag``, if the connection ends first."""
+def fill(uri: str, body: Any, into: memoryview, etag: str, *, given: int = 0, length: int | None = None) -> None:
+    """Read ``body`` to the end of ``into``; ``BrokenReadError``, with ``etag``, if the connection ends first.
+
+    ``given`` of ``length`` bytes were read before.
+    """
     reached = 0
     while reached < into.nbytes:
+        why = ""
         try:
             with into[reached : reached + _SLICE] as piece:
                 count = body.readinto(piece)
         except s3_errors.FAILURES as error:
-            raise _broken(uri, reached, into, etag, f" ({type(error).__name__}: {error})") from error
+            count, why = 0, f" ({type(error).__name__}: {error})"
         if not count:
-            raise _broken(uri, reached, into, etag, "")
+            told = f"{given + reached} of {length or into.nbytes} bytes{why}"
+            raise BrokenReadError(f"{uri}: the download ended after {told}", reached=given + reached, etag=etag)
         reached += count
 
 
-def _broken(uri: str, reached: int, into: memoryview, etag: str, why: str) -> BrokenReadError:
-    text = f"{uri}: the download ended after {reached} of {into.nbytes} bytes{why}"
-    return BrokenReadError(text, reached=reached, etag=etag)
+def pieces(uri: str, body: Any, length: int, block: memoryview, etag: str) -> Iterator[memoryview]:
+    """``length`` bytes of ``body`` in pieces that lie in ``block``; errors as of ``fill``, after what had arrived."""
+    given = 0
+    while given < length:
+        piece = block[: length - given]
+        try:
+            fill(uri, body, piece, etag, given=given, length=length)
+        except BrokenReadError as error:
+            yield piece[: error.reached - given]
+            raise
+        given += piece.nbytes
+        yield piece

@@ -49,7 +49,10 @@ class TraceBackend(Backend):
         self._call("delete", key, None, lambda: self._inner.delete(key))
 
     def uploads(self, prefix: str = "") -> Iterator[UploadInfo]:
-        return self._iterate("uploads", prefix, self._inner.uploads)
+        def told(count: int, seconds: float, outcome: str) -> str:
+            return line(f"uploads ({count})", prefix, None, seconds, outcome)
+
+        return self._iterate(self._inner.uploads(prefix), lambda _: 1, told)
 
     def written(self, key: str, upload: str) -> float:
         return self._call("written", key, None, lambda: self._inner.written(key, upload))
@@ -72,6 +75,15 @@ class TraceBackend(Backend):
         name = f"get_range {offset}"
         self._call(name, key, into.nbytes, lambda: self._inner.get_range(key, offset, into, if_match=if_match))
 
+    def stream_range(
+        self, key: str, offset: int, length: int, block: memoryview, *, if_match: str | None = None
+    ) -> Iterator[memoryview]:
+        def told(size: int, seconds: float, outcome: str) -> str:
+            return line(f"get_range {offset}", key, size, seconds, outcome)
+
+        pieces = self._inner.stream_range(key, offset, length, block, if_match=if_match)
+        return self._iterate(pieces, lambda piece: piece.nbytes, told)
+
     def close(self) -> None:
         self._inner.close()
 
@@ -87,12 +99,14 @@ class TraceBackend(Backend):
         finally:
             log.debug("%s", line(operation, key, size, self._clock() - begun, outcome))
 
-    def _iterate(self, operation: str, prefix: str, begin: Callable[[str], Iterator[T]]) -> Iterator[T]:
+    def _iterate(
+        self, items: Iterator[T], weight: Callable[[T], int], told: Callable[[int, float, str], str]
+    ) -> Iterator[T]:
         """One line when the iteration ends; its time includes what the consumer did between items."""
-        begun, outcome, count = self._clock(), "not read to the end", 0
+        begun, outcome, total = self._clock(), "not read to the end", 0
         try:
-            for item in begin(prefix):
-                count += 1
+            for item in items:
+                total += weight(item)
                 yield item
             outcome = "ok"
         except GeneratorExit:
@@ -102,7 +116,7 @@ class TraceBackend(Backend):
             raise
         finally:
             if log.isEnabledFor(logging.DEBUG):
-                log.debug("%s", line(f"{operation} ({count})", prefix, None, self._clock() - begun, outcome))
+                log.debug("%s", told(total, self._clock() - begun, outcome))
 
 
 def line(operation: str, key: str, size: int | None, seconds: float, outcome: str) -> str:

@@ -562,6 +562,44 @@ class Conformance:
         with pytest.raises((NotFoundError, PreconditionError)):
             backend.get_range(KEY, 0, memoryview(into), if_match=second.etag)
 
+    @pytest.mark.parametrize("length", [0, 1, PAGE, PAGE + 1, 300_001])
+    @pytest.mark.parametrize("block", [1000, PAGE, 1 << 20])
+    def test_a_range_streams_through_a_block(self, filled: Backend, length: int, block: int) -> None:
+        with mmap.mmap(-1, block) as memory, memoryview(memory) as room:
+            for offset in (0, PAGE, 1_000_003, len(RANGES) - length):
+                pieces = []
+                for piece in filled.stream_range(KEY, offset, length, room):
+                    pieces.append(bytes(piece))
+                    assert piece == room[: len(piece)]  # where the caller wants it
+                    piece.release()
+                assert b"".join(pieces) == RANGES[offset : offset + length]
+
+    def test_a_stream_that_is_given_up_harms_nothing(self, filled: Backend) -> None:
+        stream = filled.stream_range(KEY, 0, len(RANGES), memoryview(bytearray(100)))
+        assert next(stream) == RANGES[:100]
+        del stream
+        assert get(filled, KEY) == RANGES
+
+    def test_wrong_streams_are_refused(self, filled: Backend) -> None:
+        room = memoryview(bytearray(1000))
+        with pytest.raises(CorruptError, match=f"ends at {len(RANGES)}"):
+            list(filled.stream_range(KEY, len(RANGES) - 10, 11, room))
+        with pytest.raises(ConfigError, match="-1"):
+            list(filled.stream_range(KEY, -1, 10, room))
+        with pytest.raises(ConfigError, match="writable"):
+            list(filled.stream_range(KEY, 0, 10, memoryview(b"x" * 10)))
+        with pytest.raises(NotFoundError, match="absent"):
+            list(filled.stream_range("absent", 0, 10, room))
+
+    def test_a_stream_is_of_the_version_that_is_asked_for(self, backend: Backend) -> None:
+        first = backend.put(KEY, view(b"first"))
+        room = memoryview(bytearray(2))
+        assert b"".join(map(bytes, backend.stream_range(KEY, 1, 4, room, if_match=first.etag))) == b"irst"
+        backend.put(KEY, view(b"2nd"))
+        for length in (0, 2):
+            with pytest.raises(PreconditionError, match=KEY):
+                list(backend.stream_range(KEY, 0, length, room, if_match=first.etag))
+
     def test_many_threads_read_at_once(self, filled: Backend, other: Backend) -> None:
         def read(index: int) -> bool:
             into = bytearray(400_000)

@@ -221,6 +221,17 @@ def test_a_range_goes_on_where_it_broke_off(wrapped: Backend, az_proxy: FaultPro
     assert ranges == [f"bytes={begin}-{len(BODY) - 1}" for begin in (0, (1 << 20) + 5, (2 << 20) + 10)]
 
 
+def test_a_stream_goes_on_where_it_broke_off(wrapped: Backend, az_proxy: FaultProxy) -> None:
+    """With every byte that had arrived, also those of a piece that did not become whole."""
+    wrapped.put("k", view(BODY))
+    rule = az_proxy.rule(Truncate(at=(1 << 20) + 5), method="GET", times=2)
+    pieces = wrapped.stream_range("k", 0, len(BODY), memoryview(bytearray(300_000)))
+    assert b"".join(map(bytes, pieces)) == BODY
+    assert rule.fired == 2
+    ranges = [request.headers["x-ms-range"] for request in az_proxy.requests("GET")]
+    assert ranges == [f"bytes={begin}-{len(BODY) - 1}" for begin in (0, (1 << 20) + 5, (2 << 20) + 10)]
+
+
 @pytest.mark.parametrize("keeps", [True, False])
 def test_a_broken_range_never_goes_on_with_another_version(
     bare: AzureBackend, az_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, keeps: bool

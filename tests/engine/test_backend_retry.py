@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from s3dlio.engine.backends.memory import MemoryBackend, forget
 from s3dlio.engine.backends.pace import Pace, Timing
 from s3dlio.engine.backends.retry import REMOTE, RetryBackend, RetryPolicy
-from s3dlio.engine.contract import ObjectInfo, Page, PartReceipt, Segments, UploadInfo
+from s3dlio.engine.contract import Backend, ObjectInfo, Page, PartReceipt, Segments, UploadInfo
 from s3dlio.engine.errors import (
     BrokenReadError,
     CorruptError,
@@ -227,6 +227,61 @@ def test_a_broken_download_goes_on_from_the_byte_reached() -> None:
     RetryBackend(inner, timing=fake.timing()).get_range("key", 0, memoryview(into))
     assert into == b"body"
     assert inner.asked == [(0, 4), (1, 3), (1, 3), (3, 1)]
+
+
+def streamed(backend: Backend, key: str, offset: int, length: int, block: int) -> bytes:
+    """A range by ``stream_range``."""
+    room = memoryview(bytearray(block))
+    return b"".join(map(bytes, backend.stream_range(key, offset, length, room)))
+
+
+@pytest.mark.usefixtures("store")
+def test_a_broken_stream_goes_on_after_what_it_gave() -> None:
+    fake = FakeTime()
+    inner = Breaking(fake, [1, 0, 0])  # by pieces of a byte: one arrives, two attempts at the next fail, the rest comes
+    assert streamed(RetryBackend(inner, timing=fake.timing()), "key", 0, 4, 1) == b"body"
+    assert inner.asked == [(0, 1), (0, 1), (0, 1), (0, 1), (1, 1), (2, 1), (3, 1)]
+    assert len(fake.slept) == 3
+
+
+@pytest.mark.usefixtures("store")
+def test_pieces_that_arrive_begin_the_attempts_anew() -> None:
+    fake = FakeTime()
+    patient = RetryBackend(Stuttering(2), RetryPolicy(attempts=3), fake.timing())
+    assert streamed(patient, "key", 0, 4, 2) == b"body"
+    with pytest.raises(BrokenReadError, match=r"get_range of 'key' failed 3 times .* connection reset"):
+        streamed(RetryBackend(Stuttering(3), RetryPolicy(attempts=3), fake.timing()), "key", 0, 4, 2)
+
+
+def test_a_broken_stream_never_goes_on_with_another_version(store: MemoryBackend) -> None:
+    fake = FakeTime()
+    inner = Stuttering(1)
+    patient = RetryBackend(inner, timing=fake.timing())
+    pieces = patient.stream_range("key", 0, 4, memoryview(bytearray(2)))
+    assert bytes(next(pieces)) == b"bo"
+    store.put("key", [memoryview(b"BODY")])
+    with pytest.raises(PreconditionError, match=r"key .*was overwritten while it was read"):
+        next(pieces)
+
+
+class Stuttering(MemoryBackend):
+    """Streams that break off after each piece, and then ``failures`` times before the next, in one version's middle."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__("test_backend_retry")
+        self._failures = failures
+        self._left = 0
+
+    def stream_range(
+        self, key: str, offset: int, length: int, block: memoryview, *, if_match: str | None = None
+    ) -> Iterator[memoryview]:
+        etag = self.head(key).etag
+        if self._left > 1:
+            self._left -= 1
+            raise BrokenReadError("connection reset", etag=etag)
+        self._left = self._failures
+        yield from super().stream_range(key, offset, min(length, len(block)), block, if_match=if_match)
+        raise BrokenReadError("connection reset", reached=len(block), etag=etag)
 
 
 @given(

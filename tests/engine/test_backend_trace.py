@@ -30,6 +30,8 @@ def test_every_call_is_one_line(backend: TraceBackend, debug: pytest.LogCaptureF
     receipt = backend.put_part("b", upload, 1, 0, [body])
     backend.complete("b", upload, [receipt])
     backend.get_range("b", 0, memoryview(bytearray(1000)))
+    for _ in backend.stream_range("b", 5, 3000, memoryview(bytearray(1000))):
+        pass
     backend.read("a", limit=1 << 30)
     backend.head("a")
     assert [info.key for info in backend.list()] == ["a", "b"]
@@ -43,6 +45,7 @@ def test_every_call_is_one_line(backend: TraceBackend, debug: pytest.LogCaptureF
         "put_part 1 'b' 10.0 ms 1048576 B, 105 MB/s: ok",
         "complete 'b' 10.0 ms: ok",
         "get_range 0 'b' 10.0 ms 1000 B, 0 MB/s: ok",
+        "get_range 5 'b' 10.0 ms 3000 B, 0 MB/s: ok",
         "read 'a' 10.0 ms: ok",
         "head 'a' 10.0 ms: ok",
         "list '' 10.0 ms: ok",

@@ -261,6 +261,34 @@ def test_a_broken_download_goes_on_where_it_ended(patient: Backend, s3_proxy: Fa
     assert ranges == sorted(set(ranges), key=lambda text: int(text[len("bytes=") :].split("-")[0]))
 
 
+def test_a_stream_goes_on_where_it_ended(patient: Backend, s3_proxy: FaultProxy) -> None:
+    """With every byte that had arrived, also those of a piece that did not become whole."""
+    body = data(4 * MIB)
+    patient.put(KEY, view(body))
+    rule = s3_proxy.rule(Truncate(MIB + 5), method="GET", path=KEY, times=2)
+    pieces = patient.stream_range(KEY, 7, len(body) - 7, memoryview(bytearray(300_000)))
+    assert b"".join(map(bytes, pieces)) == body[7:]
+    assert rule.fired == 2
+    begins = [
+        int(request.headers["range"].removeprefix("bytes=").partition("-")[0])
+        for request in s3_proxy.requests("GET", KEY)
+    ]
+    assert begins == [7, 7 + MIB + 5, 7 + 2 * (MIB + 5)]
+
+
+def test_a_stream_that_breaks_for_ever_is_told(bare: Backend, s3_proxy: FaultProxy) -> None:
+    bare.put(KEY, view(data(2 * MIB)))
+    s3_proxy.rule(Truncate(MIB + 5), method="GET", path=KEY)
+    pieces = bare.stream_range(KEY, 0, 2 * MIB, memoryview(bytearray(MIB)))
+    assert len(next(pieces)) == MIB
+    assert len(next(pieces)) == 5
+    with pytest.raises(
+        BrokenReadError, match=rf"{KEY}: the download ended after {MIB + 5} of {2 * MIB} bytes"
+    ) as caught:
+        next(pieces)
+    assert caught.value.reached == MIB + 5
+
+
 @pytest.mark.parametrize("keeps", [True, False])
 def test_a_broken_download_never_goes_on_with_another_version(
     bare: Backend, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, keeps: bool

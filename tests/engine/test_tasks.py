@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from s3dlio.engine import tasks
 from s3dlio.engine.arena import SharedMemory
 from s3dlio.engine.attached import Memories
 from s3dlio.engine.backends.memory import MemoryBackend, forget
@@ -174,7 +175,7 @@ def test_a_chunk_comes_back(world: World, codec: str, landed: bool, known: bool)
 
 @pytest.mark.parametrize("codec", ["none", "zstd-grouped"])
 def test_a_chunk_lands_in_memory_of_its_own(world: World, codec: str) -> None:
-    """Landings are written through their descriptor; what does not match its checksum never gets there."""
+    """Landings are written through their descriptor: raw bytes as they come, which a read again replaces."""
     data = bytes(range(256)) * 16
     encoded = world.run(Encode("zstd-grouped", 1, world.write(0, data), Span(0, 8192, 8192), ((0, 4096, 4),)))
     assert isinstance(encoded, Encoded)
@@ -185,9 +186,39 @@ def test_a_chunk_lands_in_memory_of_its_own(world: World, codec: str) -> None:
     fetch = Fetch(LOCATION, "key", 0, len(stored), codec, len(data), crc32c(data), Span(7, 4096, len(data)))
     with pytest.raises(CorruptError):
         world.run(replace(fetch, crc=1))
-    assert os.pread(landing.fd, landing.size, 0) == bytes(landing.size)
+    assert os.pread(landing.fd, landing.size, 0) == bytes(4096) + (data if codec == "none" else bytes(4096)) + bytes(
+        4096
+    )
     assert world.run(fetch) == crc32c(data)
     assert os.pread(landing.fd, landing.size, 0) == bytes(4096) + data + bytes(4096)
+    world.memories.detach(7)
+    landing.close()
+
+
+@pytest.mark.parametrize("landed", [True, False])
+def test_what_a_network_brings_lands_block_by_block(
+    world: World, monkeypatch: pytest.MonkeyPatch, landed: bool
+) -> None:
+    monkeypatch.setattr(tasks, "_BLOCK", 1000)
+    data = os.urandom(4096)
+    world.put("key", b"before" + data)
+    landing = SharedMemory("landing", 3 * len(data))
+    world.memories.attach(7, os.dup(landing.fd), landing.size)
+    target = Span(7, 4096, len(data)) if landed else None
+    asked: list[int] = []
+    get_range = world.backend.get_range
+
+    def noted(key: str, offset: int, into: memoryview, **more: str | None) -> None:
+        asked.append(len(into))
+        get_range(key, offset, into, **more)
+
+    monkeypatch.setattr(world.backend, "get_range", noted)
+    far = Location("s3", "test")
+    assert world.run(Fetch(far, "key", 6, 4096, "none", 4096, crc32c(data), target)) == crc32c(data)
+    assert asked == [1000, 1000, 1000, 1000, 96]
+    assert os.pread(landing.fd, landing.size, 0) == bytes(4096) + (data if landed else bytes(4096)) + bytes(4096)
+    with pytest.raises(CorruptError, match="do not match their checksum"):
+        world.run(Fetch(far, "key", 6, 4096, "none", 4096, crc32c(data) ^ 1, target))
     world.memories.detach(7)
     landing.close()
 
