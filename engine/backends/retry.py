@@ -129,9 +129,8 @@ class RetryBackend(Backend):
                 return
             except StorageError as error:
                 if isinstance(error, BrokenReadError) and error.reached:
-                    reached, waits = reached + error.reached, self._waits("get_range", key)
-                    if_match = if_match or error.etag or None  # the rest of this version, or an error
-                    self._pace.answer()
+                    reached += error.reached
+                    waits, if_match = self._anew(key, error, if_match)
                     if reached == into.nbytes:
                         return
                 waits.after(error)
@@ -151,10 +150,7 @@ class RetryBackend(Backend):
                 return
             except StorageError as error:
                 if given > before:
-                    waits = self._waits("get_range", key)
-                    if isinstance(error, BrokenReadError):
-                        if_match = if_match or error.etag or None
-                    self._pace.answer()
+                    waits, if_match = self._anew(key, error, if_match)
                     if given == length:
                         return
                 waits.after(error)
@@ -172,6 +168,12 @@ class RetryBackend(Backend):
                 return result
             except StorageError as error:
                 waits.after(error)
+
+    def _anew(self, key: str, error: StorageError, if_match: str | None) -> tuple[Waits, str | None]:
+        """The counts of a download of which bytes came before it failed, and the version that the rest must be of."""
+        self._pace.answer()
+        etag = error.etag if isinstance(error, BrokenReadError) else ""
+        return self._waits("get_range", key), if_match or etag or None
 
     def _waits(self, operation: str, key: str) -> Waits:
         return Waits(f"{operation} of {key!r}", self._policy, self._timing, self._pace)
