@@ -20,7 +20,7 @@ from .backends import OBJECT_STORES, open_backend
 from .backends.pace import Pace, place_of
 from .checksum import crc32c
 from .contract import Backend, Location, PartReceipt
-from .errors import CorruptError, MemoryLimitError, S3dlioError
+from .errors import CorruptError, MemoryLimitError, PoolClosedError, S3dlioError
 from .messages import (
     ARENA,
     Abort,
@@ -60,6 +60,9 @@ class TaskRunner:
         self._lock = threading.Lock()
         self._scratch = threading.local()
         self.opened: dict[tuple[str, str], Backend] = {}
+        self._beginning = 0  # uploads that lanes are opening now
+        self._ending = False
+        self._begun = threading.Condition()
 
     def run(self, task: Task) -> object:
         """Do one task and return its result record; raises errors of ``engine.errors`` and of the system."""
@@ -102,15 +105,30 @@ class TaskRunner:
         vars(self._scratch).clear()
 
     def abort_opened(self) -> None:
-        """Drop the uploads begun here: the parent is gone. Best effort, since nobody is left to be told."""
+        """Drop the uploads begun here: the parent is gone. Best effort, since nobody is left to be told.
+
+        One that a lane is just opening is waited for, and none is opened afterwards.
+        """
+        with self._begun:
+            self._ending = True
+            self._begun.wait_for(lambda: not self._beginning)
         for (key, upload), backend in list(self.opened.items()):
             with contextlib.suppress(S3dlioError, OSError):
                 backend.abort(key, upload)
 
     def _begin(self, task: Begin) -> str:
         backend = self.backend(task.location)
-        upload = backend.begin(task.key, size=task.size)
-        self.opened[task.key, upload] = backend
+        with self._begun:
+            if self._ending:
+                raise PoolClosedError(f"{task.location.uri}: {task.key}: the worker is ending")
+            self._beginning += 1
+        try:
+            upload = backend.begin(task.key, size=task.size)
+            self.opened[task.key, upload] = backend
+        finally:
+            with self._begun:
+                self._beginning -= 1
+                self._begun.notify_all()
         return upload
 
     def _store_part(self, task: StorePart) -> Stored:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import mmap
 import os
+import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +20,7 @@ from s3dlio.engine.attached import Memories
 from s3dlio.engine.backends.memory import MemoryBackend, forget
 from s3dlio.engine.checksum import crc32c
 from s3dlio.engine.contract import Backend, Limits, Location, ObjectInfo, Page
-from s3dlio.engine.errors import CorruptError, MemoryLimitError, NotFoundError, StorageError
+from s3dlio.engine.errors import CorruptError, MemoryLimitError, NotFoundError, PoolClosedError, StorageError
 from s3dlio.engine.messages import (
     Abort,
     Begin,
@@ -125,6 +126,32 @@ def test_uploads_are_dropped_when_the_parent_is_gone(world: World, monkeypatch: 
     monkeypatch.setattr(world.backend, "abort", abort_b)
     world.runner.abort_opened()
     assert [found.key for found in world.backend.uploads()] == ["a"]
+
+
+def test_an_upload_that_is_just_opened_is_dropped_as_well(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, opening, go_on = world.backend.begin, threading.Event(), threading.Event()
+
+    def slow_begin(key: str, *, size: int | None = None) -> str:
+        upload = begin(key, size=size)
+        opening.set()
+        assert go_on.wait(60)
+        return upload
+
+    monkeypatch.setattr(world.backend, "begin", slow_begin)
+    lane = threading.Thread(target=world.run, args=(Begin(LOCATION, "a", None),))
+    end = threading.Thread(target=world.runner.abort_opened)
+    lane.start()
+    assert opening.wait(60)
+    end.start()
+    end.join(0.05)
+    assert end.is_alive()  # there is nothing yet that it could drop
+    go_on.set()
+    lane.join(60)
+    end.join(60)
+    assert list(world.backend.uploads()) == []
+    with pytest.raises(PoolClosedError, match="the worker is ending"):
+        world.run(Begin(LOCATION, "b", None))
+    assert list(world.backend.uploads()) == []
 
 
 def test_a_whole_object(world: World) -> None:
