@@ -49,6 +49,7 @@ def cases(draw: st.DrawFn, *, spare: bool = True) -> Case:
     total = draw(st.sampled_from([None, size])) if limits.parts_max == 1000 else size
     whole_below = draw(st.sampled_from([0, 1 << 20]))
     lanes = draw(st.integers(1, 4))
+    far = draw(st.booleans())
 
     def planned(slots: int) -> SavePlan:
         return plan_save(
@@ -60,6 +61,7 @@ def cases(draw: st.DrawFn, *, spare: bool = True) -> Case:
             headroom=headroom,
             lanes=lanes,
             whole_below=whole_below,
+            far=far,
         )
 
     slots = draw(st.integers(1, 30))
@@ -128,7 +130,7 @@ def _check_parts(plan: SavePlan, receipts: tuple[PartReceipt, ...]) -> None:
     limits = plan.limits
     assert len(receipts) <= limits.parts_max
     for receipt in receipts[:-1]:
-        assert plan.target(receipt.number) <= receipt.size <= limits.part_max
+        assert plan.target(receipt.number, 0) <= receipt.size <= limits.part_max
         assert receipt.size >= limits.part_min
         assert receipt.size % limits.alignment == 0
     assert receipts[-1].size <= limits.part_max

@@ -47,7 +47,13 @@ def planned(
 def gathered(plan: SavePlan, lengths: list[int]) -> list[Part]:
     """The parts of chunks of these stored lengths, each in a slot of its own number."""
     gatherer = Gatherer(plan)
-    parts = [part for slot, length in enumerate(lengths) for part in gatherer.add(Piece(slot, 0, length))]
+    parts: list[Part] = []
+    for slot, length in enumerate(lengths):
+        for part in gatherer.add(Piece(slot, 0, length)):
+            unstored = 0 if plan.total is None else plan.total - plan.chunk_range(slot)[1]
+            left = sum(lengths[: slot + 1]) - part.offset + unstored
+            assert part.size >= plan.target(part.number, left)
+            parts.append(part)
     parts += gatherer.finish()
     assert gatherer.pending == ()
     return parts
@@ -61,8 +67,7 @@ def check(plan: SavePlan, lengths: list[int], parts: list[Part]) -> None:
         offset += part.size
     assert offset == sum(lengths)
     for part in parts[:-1]:
-        assert plan.target(part.number) <= part.size <= plan.limits.part_max
-        assert part.size >= plan.limits.part_min
+        assert plan.limits.part_min <= part.size <= plan.limits.part_max
         assert part.size % plan.limits.alignment == 0
     assert parts[-1].size <= max(plan.limits.part_max, plan.limits.put_max if plan.whole else 0)
     covered: list[tuple[int, int, int]] = []
@@ -126,16 +131,16 @@ def test_parts_cover_the_bytes_exactly(data: st.DataObject) -> None:
             ]
 
 
-@given(st.integers(0, 100 * GIB), st.sampled_from([MIB, 4 * MIB, 16 * MIB, 64 * MIB]), st.booleans())
-def test_s3_takes_any_shard_up_to_100_gib(total: int, slot_size: int, encoded: bool) -> None:
-    plan = planned(total, slot_size=slot_size, slots=2000, encoded=encoded, whole_below=8 * MIB)
+@given(st.integers(0, 100 * GIB), st.sampled_from([MIB, 4 * MIB, 16 * MIB, 64 * MIB]), st.booleans(), st.booleans())
+def test_s3_takes_any_shard_up_to_100_gib(total: int, slot_size: int, encoded: bool, far: bool) -> None:
+    plan = planned(total, slot_size=slot_size, slots=2000, encoded=encoded, whole_below=8 * MIB, far=far)
     # Nothing shrinks: the most parts there can be.
     most = total + (plan.chunks * 4096 if encoded else 0)
-    parts = 1 if plan.whole else -(-most // plan.part_target)
+    parts = 1 if plan.whole else -(-most // plan.part_least)
     assert parts <= S3.parts_max
     assert plan.whole == (total <= 8 * MIB)
     if not plan.whole:
-        assert S3.part_min <= plan.part_target <= S3.part_max
+        assert S3.part_min <= plan.part_least <= plan.part_target <= S3.part_max
 
 
 @given(st.integers(1, 200), st.booleans(), st.sampled_from([S3, FILES]))
@@ -146,7 +151,7 @@ def test_a_streams_parts_grow_within_what_it_may_hold(slots: int, encoded: bool,
         assert slots < 20
         return
     numbers = [1, store.parts_max // 2, store.parts_max]
-    targets = [plan.target(number) for number in numbers]
+    targets = [plan.target(number, 0) for number in numbers]
     assert targets == sorted(targets)
     assert targets[-1] <= plan.part_most <= store.part_max
     assert plan.needed <= slots // 2
@@ -155,7 +160,7 @@ def test_a_streams_parts_grow_within_what_it_may_hold(slots: int, encoded: bool,
 
 def test_a_stream_may_be_long() -> None:
     plan = planned(None, slots=256)
-    assert sum(plan.target(number) for number in range(1, S3.parts_max + 1)) > 900 * GIB
+    assert sum(plan.target(number, 0) for number in range(1, S3.parts_max + 1)) > 900 * GIB
 
 
 @pytest.mark.parametrize("slots", [256, 100_000])
@@ -166,11 +171,12 @@ def test_a_stream_holds_no_more_than_its_parts_may_grow_to(slots: int) -> None:
 @pytest.mark.parametrize(("part_size", "part"), [(1, 1), (16 * MIB, 1), (17 * MIB, 2), (64 * MIB, 4)])
 def test_the_parts_of_a_stream_may_be_fixed(part_size: int, part: int) -> None:
     plan = planned(None, slots=100_000, part_size=part_size)
-    assert {plan.target(number) for number in (1, S3.parts_max)} == {part * 16 * MIB}
+    assert {plan.target(number, 0) for number in (1, S3.parts_max)} == {part * 16 * MIB}
     assert plan.needed == part
     encoded = planned(None, slots=100_000, part_size=part_size, encoded=True)
     assert (
-        encoded.target(S3.parts_max) == max(part_size, S3.part_min, 1) + -max(part_size, S3.part_min, 1) % S3.alignment
+        encoded.target(S3.parts_max, 0)
+        == max(part_size, S3.part_min, 1) + -max(part_size, S3.part_min, 1) % S3.alignment
     )
     with pytest.raises(MemoryLimitError):
         planned(None, slots=2 * part - 1, part_size=part_size)
@@ -270,6 +276,21 @@ def test_large_shards_go_to_a_far_store_in_larger_parts(gib: float, slots: int, 
     plan = planned(round(gib * GIB), slots=slots, lanes=lanes, far=True)
     assert plan.part_target == mib * MIB
     assert planned(round(gib * GIB), slots=slots, lanes=lanes).part_target == max(16, mib if mib > 64 else 0) * MIB
+
+
+def test_encoded_parts_for_a_far_store_grow_at_first_and_shrink_towards_the_end() -> None:
+    plan = planned(2 * GIB, slots=128, encoded=True, far=True)
+    sizes = [part.size // MIB for part in gathered(plan, [13 * MIB] * plan.chunks)]
+    middle = sizes.index(65)
+    assert sizes[:middle] == [13] * 8 + [26] * 4 + [39] * 4
+    assert sizes[middle:] == sorted(sizes[middle:], reverse=True)
+    assert sizes.count(65) > 10
+    assert sizes[-8:] == [13] * 8
+
+
+def test_parts_of_whole_chunks_do_not_shrink() -> None:
+    plan = planned(GIB, slots=128, far=True)
+    assert {part.size for part in gathered(plan, [16 * MIB] * plan.chunks)} == {64 * MIB}
 
 
 @given(st.integers(1, 2000), st.integers(1, 64), st.integers(1, 40), st.booleans())
