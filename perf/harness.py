@@ -128,6 +128,7 @@ def alternate(cases: Sequence[Case], repeat: int, *, warm_up: bool = True) -> Re
     """Run every case ``repeat`` times, in turn, each round beginning with another case; ``warm_up`` is one round more.
 
     A case that raises is left out from then on and its reason kept: a peer that cannot run must not hide the others.
+    Says the medians at once: tables come later, and a run may be cut short.
     """
     results = Results()
     for number in range(0 if warm_up else 1, repeat + 1):
@@ -144,6 +145,8 @@ def alternate(cases: Sequence[Case], repeat: int, *, warm_up: bool = True) -> Re
         if number:
             results.rounds.append(numbers)
         say(f"  round {number} of {repeat}{'' if number else ' (warming up)'}")
+    medians = ((case.name, results.median(case.name)) for case in cases)
+    say("  " + ", ".join(f"{name}: {median:.3g} s" for name, median in medians if median is not None))
     return results
 
 

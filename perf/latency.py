@@ -2,7 +2,7 @@
 
 The far store answers after 15 ms and moves 90 MB/s on each connection: rates against the sum of the connections, or
 against what this machine reaches at the same sink without either, where that is less. Two processes of bare SDK calls
-with the most connections show how much of that can be had: slow connections cost more CPU than fast ones. The link of
+with as many connections show how much of that can be had: slow connections cost more CPU than fast ones. The link of
 100 MB/s carries trained weights and moments with each codec; ``auto`` should encode there, and should not where the
 link is fast.
 """
@@ -30,7 +30,6 @@ CONNECTIONS = (1, 2, 4, 8)
 LINK_CONNECTIONS, LINK_RATE = 2, 25.0  # of each of two workers: 100 MB/s
 CODECS = ("none", "zstd-grouped", "auto")
 _CAP = "without latency and rate"
-_BARE = f"bare loop of {PROCESSES} × {CONNECTIONS[-1]}: boto3"
 
 
 def run(options: Options) -> Report:
@@ -48,13 +47,12 @@ def _far(report: Report, options: Options, tree: Any) -> None:
         far = opened.enter_context(running_sink("store", latency_ms=LATENCY_MS, mbps=RATE))
         near = opened.enter_context(running_sink("store"))
         places = [(_CAP, near, CONNECTIONS[-1]), *((_width(count), far, count) for count in CONNECTIONS)]
-        savers: dict[str, tuple[Sink, Ours | Loop]] = {
+        savers: dict[str, tuple[Sink, Ours | _Bare]] = {
             name: (sink, _open(opened, sink, tree, nbytes, count)) for name, sink, count in places
         }
         loop = Loop("s3", far.s3_options, "bucket", objects.bytes_of(tree))
         opened.callback(loop.close)
-        loop.threads = dict.fromkeys(loop.threads, CONNECTIONS[-1])
-        savers[_BARE] = (far, loop)
+        savers.update({_bare(count): (far, _Bare(loop, count)) for count in CONNECTIONS})
         say("saves")
         cases = [objects.case(name, saver.save, sink.pid, before=saver.clear) for name, (sink, saver) in savers.items()]
         saves = alternate(cases, options.repeat)
@@ -71,6 +69,24 @@ def _far(report: Report, options: Options, tree: Any) -> None:
     report.take(found)
 
 
+class _Bare:
+    """The bare loop with so many connections of each process."""
+
+    def __init__(self, loop: Loop, connections: int) -> None:
+        self._loop, self._connections = loop, connections
+        self.clear, self.check = loop.clear, loop.check
+
+    def save(self) -> object:
+        return self._as_wide().save()
+
+    def load(self) -> object:
+        return self._as_wide().load()
+
+    def _as_wide(self) -> Loop:
+        self._loop.threads = dict.fromkeys(self._loop.threads, self._connections)
+        return self._loop
+
+
 def _open(opened: ExitStack, sink: Sink, tree: Any, nbytes: int, connections: int) -> Ours:
     """All in one place of their sink, which then holds the newest save only."""
     ours = Ours("s3://bucket/far", sink.s3_options, tree, memory=roomy(nbytes), connections=connections)
@@ -82,12 +98,16 @@ def _width(connections: int) -> str:
     return f"{WORKERS} workers × {connections}"
 
 
+def _bare(connections: int) -> str:
+    return f"bare loop of {PROCESSES} × {connections}: boto3"
+
+
 def _far_table(title: str, saves: Results, loads: Results, nbytes: int) -> Table:
     """Each rate beside what the connections allow, and as a share of that or of the machine's own, if less."""
     rows: list[Sequence[str | float | None]] = []
     caps = [_rate(results, _CAP, nbytes) for results in (saves, loads)]
     rows.append((_CAP, None, caps[0], None, caps[1], None))
-    for name, count in (*((_width(count), count) for count in CONNECTIONS), (_BARE, CONNECTIONS[-1])):
+    for name, count in [(name_of(count), count) for count in CONNECTIONS for name_of in (_width, _bare)]:
         link = WORKERS * count * RATE * 1e6 / GB
         cells: list[float | None] = []
         for results, cap in zip((saves, loads), caps, strict=True):
