@@ -39,12 +39,9 @@ from .messages import (
     StorePart,
     Task,
 )
+from .plan import BLOCK, block_size
 
 _CALLS = frozenset({"put", "read", "head", "list_page", "delete", "uploads", "written", "abort"})
-_BLOCK = 4 << 20
-"""Of what a store sends, taken at once: it is checked and put in its place while more arrives. A GiB from a near sink
-took 0.92 s and 1.43 CPU seconds so, 1.03 s and 1.50 by 16 MiB and 0.99 s and 1.51 by 1 MiB; half a GiB from a far one
-1.79, 1.92 and 1.75 s (medians of 6 and 2)."""
 _REREADS = 2
 
 _log = logging.getLogger("s3dlio.engine")
@@ -107,12 +104,18 @@ class TaskRunner:
     def abort_opened(self) -> None:
         """Drop the uploads begun here: the parent is gone. Best effort, since nobody is left to be told.
 
-        One that a lane is just opening is waited for, and none is opened afterwards.
+        None is opened any more; those that lanes are just opening, which may take long, are waited for at the end.
         """
         with self._begun:
             self._ending = True
+        self._abort_known()
+        with self._begun:
             self._begun.wait_for(lambda: not self._beginning)
-        for (key, upload), backend in list(self.opened.items()):
+        self._abort_known()
+
+    def _abort_known(self) -> None:
+        while self.opened:
+            (key, upload), backend = self.opened.popitem()
             with contextlib.suppress(S3dlioError, OSError):
                 backend.abort(key, upload)
 
@@ -188,8 +191,7 @@ class TaskRunner:
         (0.45 to 0.92 s/GiB), the copy included: the kernel need not clear what is about to be overwritten. Huge pages
         are no better: 0.9 s/GiB, and 3 where free memory is in small pieces.
         """
-        # A disk is asked for all at once: its requests in flight are as few as the lanes.
-        size = min(task.raw, _BLOCK) if task.location.scheme in OBJECT_STORES else task.raw
+        size = block_size(task.raw, far=task.location.scheme in OBJECT_STORES)
         crc, done, backend = 0, 0, self.backend(task.location)
         for block in backend.stream_range(task.key, task.offset, task.raw, self._buffer("raw", max(1, size))):
             crc = crc32c(block, crc)
@@ -218,7 +220,7 @@ class TaskRunner:
     def _inflate(self, task: Inflate) -> Inflated:
         """Decode into the memory's descriptor block by block: the decoded size is known only at the end."""
         fd, raw, crc = self._memories.fd(task.memory), 0, 0
-        stored = self.backend(task.location).stream_range(task.key, 0, task.stored, self._buffer("stored", _BLOCK))
+        stored = self.backend(task.location).stream_range(task.key, 0, task.stored, self._buffer("stored", BLOCK))
         with _naming(task):
             for block in codec.decode_stream(stored):
                 if raw + len(block) > task.limit:

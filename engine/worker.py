@@ -2,7 +2,7 @@
 
 Owns the worker's end of the socketpair, its threads and its logging. Started by ``spawn``; imports no framework and
 nothing of the user's. End-of-file on the channel is the parent's death or its wish: either way uploads begun here that
-nobody finished are aborted, and the process ends at once, whatever its lanes are doing.
+nobody finished are aborted, and the process ends, whatever else its lanes are doing.
 """
 
 from __future__ import annotations

@@ -14,13 +14,14 @@ from functools import partial
 from itertools import accumulate
 from typing import TypeVar
 
+from .engine.backends import OBJECT_STORES
 from .engine.checksum import combine_all_crc32c, format_crc32c
 from .engine.contract import Location
 from .engine.errors import CancelledError, CorruptError, MemoryLimitError, S3dlioError, StorageError
 from .engine.fetch import FetchJob, fetch_through_slots
 from .engine.landing import Landing
 from .engine.messages import Fetch, Inflate, Inflated, Span
-from .engine.plan import MIB
+from .engine.plan import MIB, block_size
 from .engine.pool import Pool
 from .engine.source import buffer_address
 from .index import Chunk, ShardIndex, open_index
@@ -122,7 +123,7 @@ class ShardReader:
     def stored(self, key: str, start: int, size: int) -> Payload:
         """``size`` (> 0) bytes of any object from ``start`` in new memory, as they are stored and unverified."""
         step = self._pool.arena.slot_size
-        self.ask_memory(key, size, min(size, step * self._pool.width(self._location)))
+        self.ask_memory(key, size, min(size, self._block(step) * self._pool.width(self._location)))
         places = range(0, size, step)
         with Landing(self._pool, places, size) as landing:
             tasks = []
@@ -202,9 +203,15 @@ class ShardReader:
             raise
 
     def _buffers(self, chunks: Sequence[Chunk | _Chunk]) -> int:
-        """Most bytes that the workers' own buffers hold: a chunk for each task, and another where it is encoded."""
-        both = (chunk.raw_size + (chunk.stored_size if chunk.codec != "none" else 0) for chunk in chunks)
-        return max(both, default=0) * min(self._pool.width(self._location), len(chunks))
+        """Most bytes that the workers' own buffers hold: for each task a block, or a chunk both encoded and raw."""
+        each = (
+            self._block(chunk.raw_size) if chunk.codec == "none" else chunk.raw_size + chunk.stored_size
+            for chunk in chunks
+        )
+        return max(each, default=0) * min(self._pool.width(self._location), len(chunks))
+
+    def _block(self, size: int) -> int:
+        return block_size(size, far=self._location.scheme in OBJECT_STORES)
 
     def _inflate(self, record: ShardRecord) -> AnyPayload:
         """A zstd stream without an index: its decoded size is known only once it is decoded."""

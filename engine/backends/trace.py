@@ -79,7 +79,7 @@ class TraceBackend(Backend):
         self, key: str, offset: int, length: int, block: memoryview, *, if_match: str | None = None
     ) -> Iterator[memoryview]:
         def told(size: int, seconds: float, outcome: str) -> str:
-            return line(f"get_range {offset}", key, size, seconds, outcome)
+            return line(f"stream_range {offset}", key, size, seconds, outcome)  # what is done with the pieces included
 
         pieces = self._inner.stream_range(key, offset, length, block, if_match=if_match)
         return self._iterate(pieces, lambda piece: piece.nbytes, told)

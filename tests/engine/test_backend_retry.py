@@ -236,9 +236,9 @@ def streamed(backend: Backend, key: str, offset: int, length: int, block: int) -
 
 
 @pytest.mark.usefixtures("store")
-def test_a_broken_stream_goes_on_after_what_it_gave() -> None:
+def test_a_piece_that_never_became_whole_is_asked_for_again() -> None:
     fake = FakeTime()
-    inner = Breaking(fake, [1, 0, 0])  # by pieces of a byte: one arrives, two attempts at the next fail, the rest comes
+    inner = Breaking(fake, [1, 0, 0])
     assert streamed(RetryBackend(inner, timing=fake.timing()), "key", 0, 4, 1) == b"body"
     assert inner.asked == [(0, 1), (0, 1), (0, 1), (0, 1), (1, 1), (2, 1), (3, 1)]
     assert len(fake.slept) == 3

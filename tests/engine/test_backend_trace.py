@@ -45,7 +45,7 @@ def test_every_call_is_one_line(backend: TraceBackend, debug: pytest.LogCaptureF
         "put_part 1 'b' 10.0 ms 1048576 B, 105 MB/s: ok",
         "complete 'b' 10.0 ms: ok",
         "get_range 0 'b' 10.0 ms 1000 B, 0 MB/s: ok",
-        "get_range 5 'b' 10.0 ms 3000 B, 0 MB/s: ok",
+        "stream_range 5 'b' 10.0 ms 3000 B, 0 MB/s: ok",
         "read 'a' 10.0 ms: ok",
         "head 'a' 10.0 ms: ok",
         "list '' 10.0 ms: ok",

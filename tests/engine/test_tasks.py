@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from s3dlio.engine import tasks
+from s3dlio.engine import plan
 from s3dlio.engine.arena import SharedMemory
 from s3dlio.engine.attached import Memories
 from s3dlio.engine.backends.memory import MemoryBackend, forget
@@ -129,7 +129,8 @@ def test_uploads_are_dropped_when_the_parent_is_gone(world: World, monkeypatch: 
 
 
 def test_an_upload_that_is_just_opened_is_dropped_as_well(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin, opening, go_on = world.backend.begin, threading.Event(), threading.Event()
+    begin, abort = world.backend.begin, world.backend.abort
+    opening, dropped, go_on = threading.Event(), threading.Event(), threading.Event()
 
     def slow_begin(key: str, *, size: int | None = None) -> str:
         upload = begin(key, size=size)
@@ -137,14 +138,20 @@ def test_an_upload_that_is_just_opened_is_dropped_as_well(world: World, monkeypa
         assert go_on.wait(60)
         return upload
 
+    def told_abort(key: str, upload: str) -> None:
+        abort(key, upload)
+        dropped.set()
+
+    world.run(Begin(LOCATION, "known", None))
     monkeypatch.setattr(world.backend, "begin", slow_begin)
+    monkeypatch.setattr(world.backend, "abort", told_abort)
     lane = threading.Thread(target=world.run, args=(Begin(LOCATION, "a", None),))
     end = threading.Thread(target=world.runner.abort_opened)
     lane.start()
     assert opening.wait(60)
     end.start()
-    end.join(0.05)
-    assert end.is_alive()  # there is nothing yet that it could drop
+    assert dropped.wait(60)  # the known one does not wait for the other
+    assert [found.key for found in world.backend.uploads()] == ["a"]
     go_on.set()
     lane.join(60)
     end.join(60)
@@ -224,7 +231,7 @@ def test_a_chunk_lands_in_memory_of_its_own(world: World, codec: str) -> None:
 def test_what_a_network_brings_lands_block_by_block(
     world: World, monkeypatch: pytest.MonkeyPatch, landed: bool
 ) -> None:
-    monkeypatch.setattr(tasks, "_BLOCK", 1000)
+    monkeypatch.setattr(plan, "BLOCK", 1000)
     data = os.urandom(4096)
     world.put("key", b"before" + data)
     landing = SharedMemory("landing", 3 * len(data))
@@ -239,11 +246,14 @@ def test_what_a_network_brings_lands_block_by_block(
 
     monkeypatch.setattr(world.backend, "get_range", noted)
     far = Location("s3", "test")
+    with pytest.raises(CorruptError, match="do not match their checksum"):
+        world.run(Fetch(far, "key", 6, 4096, "none", 4096, crc32c(data) ^ 1, target))
+    landed_before = data[:4000] if landed else b""  # the last block only once all is known right
+    assert os.pread(landing.fd, landing.size, 4096) == landed_before.ljust(8192, b"\0")
+    asked.clear()
     assert world.run(Fetch(far, "key", 6, 4096, "none", 4096, crc32c(data), target)) == crc32c(data)
     assert asked == [1000, 1000, 1000, 1000, 96]
     assert os.pread(landing.fd, landing.size, 0) == bytes(4096) + (data if landed else bytes(4096)) + bytes(4096)
-    with pytest.raises(CorruptError, match="do not match their checksum"):
-        world.run(Fetch(far, "key", 6, 4096, "none", 4096, crc32c(data) ^ 1, target))
     world.memories.detach(7)
     landing.close()
 

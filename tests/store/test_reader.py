@@ -196,6 +196,19 @@ class TestOurs:
         with pytest.raises(MemoryLimitError, match=f"{record.key} needs .* {MIB} are left: free memory$"):
             reader.verify(record)
 
+    def test_what_a_network_brings_needs_memory_for_a_block_only(
+        self, saved: tuple[ShardReader, ShardRecord, Path], monkeypatch: pytest.MonkeyPatch, codec: str
+    ) -> None:
+        reader, record, _ = saved
+        index = reader.index(record)
+        assert index is not None
+        monkeypatch.setattr("s3dlio.engine.plan.BLOCK", MIB // 4)
+        near = reader._buffers(index.chunks)
+        assert near > MIB
+        monkeypatch.setattr("s3dlio.reader.OBJECT_STORES", {"file"})
+        blocks = MIB // 4 * min(reader._pool.width(reader._location), len(index.chunks))
+        assert reader._buffers(index.chunks) == (blocks if codec == "none" else near)
+
     def test_an_interrupt_waits_until_nobody_writes(
         self, saved: tuple[ShardReader, ShardRecord, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
