@@ -219,8 +219,8 @@ class Backend(Control, Protocol):
     ) -> Iterator[memoryview]:
         """The object's ``length`` bytes from ``offset``, in pieces as they arrive; a store sends them in one answer.
 
-        Each piece lies in ``block`` until the next is asked for. Errors are those of ``get_range``; a store that streams
-        gives what arrived before a ``BrokenReadError`` first.
+        Each piece lies in ``block`` until the next is asked for. Errors are those of ``get_range``; before that of a
+        broken connection, a store that streams gives what had arrived.
         """
         for start in range(0, max(1, length), block.nbytes):
             piece = block[: length - start]
