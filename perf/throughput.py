@@ -37,7 +37,6 @@ def run(options: Options) -> Report:
         savers = [s for s in savers if s.name not in saves.failures]
         for saver in savers:
             saver.save()
-            _cool(saver.folder)
         say("cold loads")
         show("load, cold", _loads(savers, tree, options.repeat, cold=True))
         say("warm loads")
@@ -70,12 +69,11 @@ def _makers(options: Options, tree: object, nbytes: int) -> list[Callable[[], Sa
 
 
 def _save(saver: Saver) -> Case:
-    return Case(saver.name, saver.save, saver.clear, partial(_cool, saver.folder))
+    def before() -> None:
+        limits.cool(limits.files(saver.folder))
+        saver.clear()
 
-
-def _cool(folder: Path) -> None:
-    """Nine savers' files of 2 GiB would fill a small machine's memory, and who comes next would pay for room."""
-    limits.cool(limits.files(folder))
+    return Case(saver.name, saver.save, before)
 
 
 def _loads(savers: list[Saver], tree: object, repeat: int, *, cold: bool) -> Results:
@@ -83,11 +81,10 @@ def _loads(savers: list[Saver], tree: object, repeat: int, *, cold: bool) -> Res
 
     def case(name: str, folder: Path, load: Callable[[], object]) -> Case:
         def before() -> None:
-            if not cold:
-                limits.heat(limits.files(folder))
+            (limits.cool if cold else limits.heat)(limits.files(folder))
             state.warm_machine(state.size(tree))  # a virtual machine's host takes free memory back within seconds
 
-        return Case(name, load, before, partial(_cool, folder))
+        return Case(name, load, before)
 
     cases: list[Case] = []
     target = state.empty_like(tree)  # one for all: memory that is short costs whoever makes new pages
