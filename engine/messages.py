@@ -118,7 +118,8 @@ class Abort:
 class Fetch:
     """Read one stored chunk, decode it, check its CRC-32C (where known) and leave it in ``target``.
 
-    ``target`` ``None`` reads for the check alone; after an error it may hold anything. The result is the CRC-32C found.
+    ``target`` ``None`` reads for the check alone. The result is the CRC-32C found; after an error ``target`` may hold
+    anything.
     """
 
     location: Location
